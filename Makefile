@@ -1,0 +1,19 @@
+.PHONY: setup format check test
+
+setup:
+	python -m pip install -e '.[dev]'
+
+format:
+	ruff format .
+	ruff check --fix .
+	snakefmt .
+
+check:
+	ruff format --check .
+	ruff check .
+	snakefmt --check .
+	mypy
+	snakemake --lint
+
+test:
+	pytest

@@ -1,0 +1,57 @@
+# Accuracy on the real test images, which no earlier stage has seen.
+
+
+rule evaluate_teacher:
+    input:
+        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+    output:
+        metrics=f"{RESULTS}/models/{{model}}/metrics.json",
+    log:
+        f"{LOGS}/evaluate_teacher/{{model}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate_teacher/{{model}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=megabytes(3000),
+        runtime=minutes(60),
+    params:
+        test=lookup(within=FLAGS, dpath="test/{model}"),
+        settings=lookup(within=FLAGS, dpath="evaluation/{model}"),
+        code=digest("stages.evaluate"),
+    message:
+        "Evaluating {wildcards.model} in full precision."
+    shell:
+        "python -m synq evaluate-teacher --teacher {input.teacher:q} {params.test:q}"
+        " {params.settings:q} --output {output.metrics:q} --threads {threads} > {log:q} 2>&1"
+
+
+rule evaluate:
+    input:
+        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        reference=f"{RESULTS}/models/{{model}}/metrics.json",
+        snapshots=f"{RESULTS}/runs/{RUN}/snapshots.h5",
+    output:
+        metrics=f"{RESULTS}/runs/{RUN}/metrics.json",
+    log:
+        f"{LOGS}/evaluate/{RUN}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate/{RUN}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=megabytes(3000),
+        runtime=minutes(60),
+    params:
+        test=lookup(within=FLAGS, dpath="test/{model}"),
+        settings=lookup(within=FLAGS, dpath="evaluation/{model}"),
+        code=digest("stages.evaluate"),
+    message:
+        "Evaluating {wildcards.model} at {wildcards.bits}"
+        " ({wildcards.method}, seed {wildcards.seed})."
+    shell:
+        "python -m synq evaluate --teacher {input.teacher:q} --teacher-metrics {input.reference:q}"
+        " --snapshots {input.snapshots:q} {params.test:q} {params.settings:q}"
+        " --output {output.metrics:q} --threads {threads} > {log:q} 2>&1"

@@ -1,0 +1,34 @@
+# Quantized students, a job a run. Asks for a GPU where the scheduler has them; runs on the CPU
+# without.
+
+
+rule finetune:
+    input:
+        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        shards=shards,
+    output:
+        student=f"{RESULTS}/runs/{RUN}/student.safetensors",
+        snapshots=f"{RESULTS}/runs/{RUN}/snapshots.h5",
+    log:
+        f"{LOGS}/finetune/{RUN}.log",
+    benchmark:
+        f"{BENCHMARKS}/finetune/{RUN}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 2
+    resources:
+        mem_mb=megabytes(4000),
+        runtime=minutes(240),
+        gpu=1,
+    params:
+        image_set=image_set,
+        settings=lookup(within=FLAGS, dpath="finetune/{model}/{method}"),
+        code=digest("stages.finetune"),
+    message:
+        "Fine-tuning {wildcards.model} at {wildcards.bits}"
+        " ({wildcards.method}, seed {wildcards.seed})."
+    shell:
+        "python -m synq finetune --teacher {input.teacher:q} --shards {input.shards:q}"
+        " --bits {wildcards.bits} --method {wildcards.method:q} --image-set {params.image_set:q}"
+        " --seed {wildcards.seed} {params.settings:q} --output {output.student:q}"
+        " --snapshots {output.snapshots:q} --threads {threads} > {log:q} 2>&1"

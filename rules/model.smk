@@ -1,0 +1,60 @@
+# Full-precision networks. Both rules end in the same file, so the other stages do not care.
+
+
+rule fetch:
+    output:
+        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        download=ensure(
+            f"{RESULTS}/models/{{model}}/download",
+            non_empty=True,
+            sha256=lambda wildcards: PLAN.models[wildcards.model].sha256.lower(),
+        ),
+    log:
+        f"{LOGS}/fetch/{{model}}.log",
+    benchmark:
+        f"{BENCHMARKS}/fetch/{{model}}.tsv"
+    wildcard_constraints:
+        model=models_from("file"),
+    retries: 1
+    localrule: True
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=megabytes(2000),
+        runtime=minutes(30),
+    params:
+        settings=lookup(within=FLAGS, dpath="model/{model}"),
+        code=digest("stages.fetch"),
+    message:
+        "Fetching the pretrained {wildcards.model}."
+    shell:
+        "python -m synq fetch --name {wildcards.model:q} {params.settings:q}"
+        " --download {output.download:q} --output {output.teacher:q} > {log:q} 2>&1"
+
+
+rule train:
+    output:
+        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+    log:
+        f"{LOGS}/train/{{model}}.log",
+    benchmark:
+        f"{BENCHMARKS}/train/{{model}}.tsv"
+    wildcard_constraints:
+        model=models_from("train"),
+    conda:
+        ENVIRONMENT
+    threads: 2
+    resources:
+        mem_mb=megabytes(3000),
+        runtime=minutes(30),
+        gpu=1,
+    params:
+        model=lookup(within=FLAGS, dpath="model/{model}"),
+        settings=lookup(within=FLAGS, dpath="train/{model}"),
+        code=digest("stages.train"),
+    message:
+        "Training the embedded teacher {wildcards.model}."
+    shell:
+        "python -m synq train --name {wildcards.model:q} {params.model:q} {params.settings:q}"
+        " --output {output.teacher:q} --threads {threads} > {log:q} 2>&1"

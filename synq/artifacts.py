@@ -1,0 +1,98 @@
+"""Files between stages: written whole or not at all, and checked when they are opened."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from synq.errors import ArtifactError
+
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that replaces it when the block ends well.
+
+    Whatever else ends the block, the temporary file is removed and ``path`` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        # safetensors writes files that their owner alone can read.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; ArtifactError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a readable JSON file."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """A JSON object that says it is a ``kind`` of this format."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist; run the stage that writes it") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read as JSON ({error}); delete it") from None
+    if not isinstance(content, dict) or (content.get("kind"), content.get("format")) != (
+        kind,
+        FORMAT,
+    ):
+        raise ArtifactError(f"{path} is not a {kind} of format {FORMAT}; delete it and run again")
+    return content
+
+
+def write_checkpoint(
+    path: Path, kind: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> None:
+    """Write tensors with a JSON record of what they are, as safetensors."""
+    metadata = {"synq": json.dumps({"kind": kind, "format": FORMAT, **record}, sort_keys=True)}
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(ready, temporary, metadata)
+
+
+def read_checkpoint(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors on the CPU and the record of a checkpoint of this kind."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; run the stage that writes it")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            record = json.loads((file.metadata() or {}).get("synq", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise ArtifactError(
+            f"{path} is damaged ({error}); delete it and run the stage that writes it again"
+        ) from None
+    if (record.get("kind"), record.get("format")) != (kind, FORMAT):
+        raise ArtifactError(
+            f"{path} is not a {kind} of format {FORMAT}; delete it and run the stage that writes it"
+        )
+    return tensors, record

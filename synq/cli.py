@@ -1,0 +1,209 @@
+"""The command line: ``synq STAGE --flag value ...``.
+
+Every setting of a stage is a flag of the same name; the rules call the same commands. A stage's
+module, and with it torch, is imported when the stage runs, so that ``--help`` is quick.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import synq
+from synq import config
+from synq.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A stage as a command: its function, its own arguments, and the settings it takes."""
+
+    function: str
+    text: str
+    arguments: Mapping[str, dict[str, Any]]
+    settings: Mapping[str, type] = field(default_factory=dict)
+    computes: bool = True
+
+
+def _path(text: str, **more: Any) -> dict[str, Any]:
+    return {"type": Path, "required": True, "metavar": "FILE", "help": text, **more}
+
+
+def _word(text: str, kind: type = str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "required": True, "help": text, **more}
+
+
+_TEACHER = {"teacher": _path("the teacher's checkpoint")}
+_RUN = {
+    "bits": _word("widths, e.g. w4a4: weights and activations, 2 to 8 bits", metavar="wXaY"),
+    "method": _word("name of the method, for the record", metavar="NAME"),
+    "image_set": _word("name of the image set, for the record", metavar="NAME"),
+}
+_SEED = {"seed": _word("seed of all randomness", int, metavar="N")}
+_NAME = {"name": _word("name of the model, for the record", metavar="NAME")}
+
+COMMANDS = {
+    "fetch": Command(
+        "fetch.fetch",
+        "bring pretrained weights from a path or URL, verified, as a teacher",
+        {
+            **_NAME,
+            "download": _path("where the file itself goes"),
+            "output": _path("the teacher's checkpoint to write"),
+        },
+        {"settings": config.Model},
+        computes=False,
+    ),
+    "train": Command(
+        "train.train",
+        "train the embedded default's teacher",
+        {**_NAME, "output": _path("the teacher's checkpoint to write")},
+        {"model": config.Model, "settings": config.Train},
+    ),
+    "synthesize": Command(
+        "synthesize.synthesize_shard",
+        "synthesize the images of some classes as one HDF5 shard",
+        {
+            **_TEACHER,
+            "output": _path("the shard to write"),
+            "classes": _word("the classes", int, nargs="+", metavar="C"),
+            **_SEED,
+        },
+        {"settings": config.Synthesis},
+    ),
+    "finetune": Command(
+        "finetune.finetune_student",
+        "quantize, calibrate and fine-tune one student",
+        {
+            **_TEACHER,
+            "shards": _path("the shards of synthetic images", nargs="+"),
+            **_RUN,
+            **_SEED,
+            "output": _path("the selected student's checkpoint to write"),
+            "snapshots": _path("the HDF5 file of students to evaluate, to write"),
+        },
+        {"calibration": config.Calibration, "settings": config.Finetune},
+    ),
+    "evaluate-teacher": Command(
+        "evaluate.evaluate_teacher",
+        "measure the full-precision network on the test images",
+        {**_TEACHER, "output": _path("the JSON file to write")},
+        {"test": config.TestSet, "settings": config.Evaluation},
+    ),
+    "evaluate": Command(
+        "evaluate.evaluate_run",
+        "measure a run's students on the test images",
+        {
+            **_TEACHER,
+            "teacher_metrics": _path("what evaluate-teacher wrote"),
+            "snapshots": _path("the students that finetune wrote"),
+            "output": _path("the metrics.json to write"),
+        },
+        {"test": config.TestSet, "settings": config.Evaluation},
+    ),
+    "tables": Command(
+        "tables.write_tables",
+        "write the tables of all runs",
+        {
+            "metrics": _path("the metrics.json of every run", nargs="+"),
+            "benchmarks": _path("folder of the stages' seconds", metavar="DIR"),
+            "output": _path("the table to write; gets the suffixes .csv and .md"),
+        },
+        computes=False,
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="synq", description="Quantize an image classifier without its data."
+    )
+    top.add_argument("--version", action="version", version=f"synq {synq.__version__}")
+    stages = top.add_subparsers(dest="command", required=True, metavar="STAGE")
+    for name, command in COMMANDS.items():
+        stage = stages.add_parser(name, help=command.text, description=command.text)
+        for argument, options in command.arguments.items():
+            stage.add_argument(_flag(argument), **options)
+        for cls in command.settings.values():
+            group = stage.add_argument_group(cls.__name__.lower(), _first_line(cls))
+            for setting, (field_, kind) in config.settings_of(cls).items():
+                group.add_argument(_flag(setting), **_options(field_, kind))
+        if command.computes:
+            stage.add_argument(
+                "--device", default="auto", help="auto, cpu, cuda or cuda:n (default: auto)"
+            )
+            stage.add_argument(
+                "--threads",
+                type=int,
+                default=0,
+                metavar="N",
+                help="CPU threads; 0 leaves the choice to torch (default: 0)",
+            )
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0, or 2 after one line about what the user can mend."""
+    values = vars(parser().parse_args(arguments))
+    command = COMMANDS[values.pop("command")]
+    try:
+        for name, cls in command.settings.items():
+            own = {key: values.pop(key) for key in config.settings_of(cls)}
+            given = {key: value for key, value in own.items() if value is not None}
+            values[name] = config.convert(cls, given, cls.__name__.lower())
+        if values.get("threads", 0) < 0:
+            raise config.ConfigError("threads is negative; write 0 or more")
+        module, _, function = command.function.rpartition(".")
+        run: Callable[..., None] = getattr(
+            importlib.import_module(f"synq.stages.{module}"), function
+        )
+        run(**values)
+    except UserError as error:
+        print(f"synq: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").splitlines()[0]
+
+
+def _options(field_: "dataclasses.Field[Any]", kind: Any) -> dict[str, Any]:
+    """argparse's options for a setting; its value is checked by the settings' own converter."""
+    limits = field_.metadata
+    required = field_.default is dataclasses.MISSING
+    unit = f", in {limits['unit']}" if limits["unit"] else ""
+    choices = f" [{', '.join(limits['choices'])}]" if limits["choices"] else ""
+    default = "required" if required else f"default: {_shown(field_.default)}"
+    options: dict[str, Any] = {
+        "help": f"{limits['text']}{choices}{unit} ({default})".replace("%", "%%"),
+        "required": required,
+        "metavar": "X",
+    }
+    if typing.get_origin(kind) is tuple:
+        options["nargs"] = "*"
+        kind = typing.get_args(kind)[0]
+    options["type"] = _boolean if kind is bool else kind
+    return options
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(entry) for entry in value) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value) or "none"
+
+
+def _boolean(word: str) -> bool:
+    if word not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return word == "true"

@@ -1,0 +1,375 @@
+"""Every setting of every stage: one frozen dataclass a stage, one converter.
+
+A field is a key of ``config.yaml`` and a command-line flag at once, so that the rule, the command
+and the Python function take the same names and refuse the same values. This module uses the
+standard library alone: the Snakefile imports it, and must not wait for torch.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from synq.errors import ConfigError
+
+CAM_KINDS = ("off", "gradcam", "gradcam++")
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    text: str = "",
+    *,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with what the help text and the converter need.
+
+    ``minimum`` and ``maximum`` are allowed values themselves, ``above`` is not.
+    """
+    metadata = {
+        "text": text,
+        "unit": unit,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "choices": choices,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Where a classifier comes from and what its input looks like."""
+
+    source: str = setting(
+        text="train: trained on the embedded digits; file: weights from a path or URL",
+        choices=("train", "file"),
+    )
+    architecture: str = setting(text="name of a pytorchcv model, e.g. resnet20_cifar10")
+    classes: int = setting(text="number of classes", minimum=2)
+    channels: int = setting(3, "channels of the input image", minimum=1)
+    image_size: int = setting(text="height and width of the input", unit="px", minimum=8)
+    mean: tuple[float, ...] = setting((), "mean of each input channel, of images in [0, 1]")
+    std: tuple[float, ...] = setting((), "standard deviation of each input channel", above=0)
+    weights: str = setting("", "path or http(s) URL of the state dict (source: file)")
+    sha256: str = setting("", "SHA-256 of that file, 64 hexadecimal digits (source: file)")
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            if getattr(self, name) and len(getattr(self, name)) != self.channels:
+                raise ConfigError(
+                    f"{name} has {len(getattr(self, name))} values, but the images have "
+                    f"{self.channels} channels; give one value a channel"
+                )
+        if self.source == "file":
+            for name in ("weights", "sha256", "mean", "std"):
+                if not getattr(self, name):
+                    raise ConfigError(f"{name} is missing; source: file needs it")
+            digits = self.sha256.lower()
+            if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
+                raise ConfigError("sha256 is not 64 hexadecimal digits; `sha256sum FILE` prints it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """The real images that accuracy is measured on."""
+
+    dataset: str = setting(
+        "digits",
+        "digits (scikit-learn's, inside the package), or folder (one directory a class)",
+        choices=("digits", "folder"),
+    )
+    path: str = setting("", "path of the image folder (dataset: folder)")
+
+    def __post_init__(self) -> None:
+        if self.dataset == "folder" and not self.path:
+            raise ConfigError("path is missing; dataset: folder needs the path of the folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Training of the embedded default's teacher (a stand-in for a download)."""
+
+    train_epochs: int = setting(12, "passes over the training images", minimum=1)
+    train_batch_size: int = setting(64, "images a step", minimum=2)
+    train_learning_rate: float = setting(0.05, "peak of the one-cycle schedule of SGD", above=0)
+    train_weight_decay: float = setting(5e-4, "L2 penalty on every parameter", minimum=0)
+    train_crop_min: float = setting(
+        0.6, "smallest share of the area that a random crop keeps; 1: no crop", above=0, maximum=1
+    )
+    train_noise: float = setting(
+        0.2, "Gaussian noise on the images, in standard deviations of a pixel", minimum=0
+    )
+    train_seed: int = setting(0, "seed of the initial weights and the order of images", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesis:
+    """Images from the teacher's BatchNorm statistics (paper, section 3; HAST for the target)."""
+
+    images_per_class: int = setting(512, "images of each class", minimum=1)
+    classes_per_shard: int = setting(
+        1, "classes that one job optimises together, in one file", minimum=1
+    )
+    synthesis_batch_size: int = setting(256, "images optimised together, at most", minimum=1)
+    iterations: int = setting(1000, "Adam steps on the pixels of a batch", minimum=1)
+    pixel_learning_rate: float = setting(0.5, "Adam's learning rate", above=0)
+    plateau_patience: int = setting(
+        50, "iterations without improvement before the learning rate is divided by 10", minimum=1
+    )
+    bn_weight: float = setting(1.0, "weight of the BatchNorm alignment", minimum=0)
+    target: str = setting(
+        "hard",
+        "what pulls images to their labels: none (ZeroQ), labels (cross-entropy), "
+        "hard (cross-entropy weighted by difficulty, HAST)",
+        choices=("none", "labels", "hard"),
+    )
+    target_weight: float = setting(10.0, "beta: weight of the target", minimum=0)
+    target_gamma: float = setting(
+        2.0, "gamma: exponent of the difficulty (target: hard)", minimum=0
+    )
+    deep_weight: float = setting(
+        0.0, "weight of the deep-layer statistics of calibration centres (TexQ); 0: off", minimum=0
+    )
+    deep_norm: str = setting(
+        "layers",
+        "the deep-layer term is divided by its number of layers, or by layers x images as released",
+        choices=("layers", "released"),
+    )
+    centre_iterations: int = setting(
+        1500, "Adam steps on the calibration centres (deep_weight > 0)", minimum=1
+    )
+    synthesis_augment: float = setting(
+        0.0,
+        "probability that an iteration sees the batch cropped and flipped",
+        minimum=0,
+        maximum=1,
+    )
+    synthesis_crop_min: float = setting(
+        0.4, "smallest share of the area that such a crop keeps", above=0, maximum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How the student's activation ranges come from images."""
+
+    range_source: str = setting(
+        "images",
+        "images: the synthetic ones; generator: a conditional generator trained for it (GDFQ)",
+        choices=("images", "generator"),
+    )
+    range_estimator: str = setting(
+        "mse",
+        "minmax: extremes of all images; ema: exponential average of batch extremes; "
+        "mse: the clip that minimises the L_p error of quantization",
+        choices=("minmax", "ema", "mse"),
+    )
+    range_images: int = setting(256, "images that the ranges are taken from, at most", minimum=1)
+    range_power: float = setting(2.4, "p of the L_p error (mse)", above=0)
+    range_momentum: float = setting(
+        0.9, "share of the old range that a batch keeps (ema)", minimum=0, maximum=1
+    )
+    clip_ratio: float = setting(
+        1.0,
+        "factor on both ends of every estimated range; the released program acts like 0.7",
+        above=0,
+        maximum=2,
+    )
+    generator_steps: int = setting(800, "training steps of the generator", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Quantization-aware fine-tuning on synthetic images (paper, section 4)."""
+
+    epochs: int = setting(100, "passes over the synthetic images; 0: calibrated only", minimum=0)
+    batch_size: int = setting(64, "images a step", minimum=1)
+    learning_rate: float = setting(1e-5, "SGD's learning rate (Nesterov)", above=0)
+    lr_milestones: tuple[int, ...] = setting((), "epochs after which it is multiplied by lr_decay")
+    lr_decay: float = setting(0.1, "factor at each milestone", above=0, maximum=1)
+    momentum: float = setting(0.9, "Nesterov momentum", above=0, maximum=1)
+    weight_decay: float = setting(1e-4, "L2 penalty on every parameter", minimum=0)
+    temperature: float = setting(20.0, "T of the distillation", above=0)
+    distillation_weight: float = setting(20.0, "alpha: weight of the distillation", minimum=0)
+    ce_weight: float = setting(0.5, "lambda_ce: weight of the cross-entropy", minimum=0)
+    hard_labels: str = setting(
+        "easy",
+        "images taught by their label too: easy (difficulty under the threshold), all, none",
+        choices=("easy", "all", "none"),
+    )
+    difficulty_threshold: float = setting(0.5, "tau: easy is under it", minimum=0, maximum=1)
+    cam: str = setting("gradcam", "class activation maps to align", choices=CAM_KINDS)
+    cam_class: str = setting(
+        "own",
+        "class of the maps: each network's own top class, the teacher's for both, or the label",
+        choices=("own", "teacher", "label"),
+    )
+    cam_weight: float = setting(50.0, "lambda_cam: weight of the map alignment", minimum=0)
+    feature_weight: float = setting(0.0, "lambda_fa: weight of the feature alignment", minimum=0)
+    perturbation: float = setting(
+        0.01, "epsilon: step along the sign of the image gradient; 0: off", minimum=0
+    )
+    perturbation_weight: float = setting(1.0, "weight of the losses at x'", minimum=0)
+    perturbed_features: bool = setting(True, "the feature alignment counts at x' too")
+    lowpass: str = setting(
+        "batch",
+        "low-pass filter: off, before (once, before any augmentation), batch (after augmentation)",
+        choices=("off", "before", "batch"),
+    )
+    lowpass_sigma: float = setting(
+        0.45, "width of the filter as a Gaussian blur (0.45 is D0 = 80 at 224)", unit="px", above=0
+    )
+    crop_min: float = setting(
+        0.5, "smallest share of the area that the random crop keeps; 1: no crop", above=0, maximum=1
+    )
+    flip: float = setting(0.5, "probability of a horizontal flip", minimum=0, maximum=1)
+    holdout: float = setting(
+        0.1, "share of the images of each class kept to select the epoch", minimum=0, maximum=0.9
+    )
+    keep: str = setting(
+        "all",
+        "students kept: all (each epoch, for best_on_test), ends (calibrated, selected, last)",
+        choices=("all", "ends"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Accuracy on the real test images."""
+
+    evaluation_batch_size: int = setting(256, "images a forward", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What ``rule all`` makes: every combination of these."""
+
+    models: tuple[str, ...] = setting(text="names under models")
+    bits: tuple[str, ...] = setting(text="widths, w4a4: weights and activations of 4 bits")
+    methods: tuple[str, ...] = setting(text="names under methods")
+    seeds: tuple[int, ...] = setting(text="seeds of the images and of the fine-tuning", minimum=0)
+
+
+def settings_of(cls: type) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """Name -> (field, type) of a settings class, in the order of its definition."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: (field, hints[field.name]) for field in dataclasses.fields(cls)}
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """``'; did you mean x?'``, or a list of what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there is {', '.join(known) or 'none'}"
+
+
+def convert(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """A ``cls`` from a mapping; ``where`` is the path of the mapping in the config.
+
+    Raises ConfigError for a key that is unknown or missing and a value of the wrong type or range.
+    """
+    mapping(values, where)
+    known = settings_of(cls)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}.{key} is not a setting; {nearest(key, known)}")
+    for name, (field, _) in known.items():
+        if field.default is dataclasses.MISSING and name not in values:
+            raise ConfigError(f"{where}.{name} is missing ({field.metadata['text']})")
+    checked = {
+        key: check(value, *known[key], where=f"{where}.{key}") for key, value in values.items()
+    }
+    try:
+        return cls(**checked)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+
+
+def check(value: Any, field: dataclasses.Field, kind: Any, where: str) -> Any:
+    """``value`` as ``kind``, or a ConfigError that says what it should have been."""
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} is {value!r}, not a list; write [{value}]")
+        inner = typing.get_args(kind)[0]
+        entries = enumerate(value)
+        return tuple(check(entry, field, inner, f"{where}[{i}]") for i, entry in entries)
+    return _in_range(_typed(value, kind, where), field, where)
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    if kind in (int, float) and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            pass
+        else:
+            hint = f"{number!r} without quotes"
+            if kind is float and "e" in value.lower() and "." not in value:
+                mantissa, exponent = value.lower().split("e")
+                hint = f"{mantissa}.0e{exponent}: YAML reads a number with an exponent by its dot"
+            raise ConfigError(f"{where} is the text {value!r}, not a number; write {hint}")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    raise ConfigError(f"{where} is {value!r}, not {names[kind]}")
+
+
+def _in_range(value: Any, field: dataclasses.Field, where: str) -> Any:
+    limits = field.metadata
+    unit = f" {limits['unit']}" if limits["unit"] else ""
+    if limits["choices"] and value not in limits["choices"]:
+        raise ConfigError(f"{where} is {value!r}; {nearest(value, limits['choices'])}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} is {value}, not a finite number")
+    if limits["minimum"] is not None and value < limits["minimum"]:
+        raise ConfigError(f"{where} is {value}{unit}; it must be at least {limits['minimum']}")
+    if limits["above"] is not None and value <= limits["above"]:
+        raise ConfigError(f"{where} is {value}{unit}; it must be above {limits['above']}")
+    if limits["maximum"] is not None and value > limits["maximum"]:
+        raise ConfigError(f"{where} is {value}{unit}; it must be at most {limits['maximum']}")
+    return value
+
+
+def mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """``value`` if it is a mapping with text keys, else a ConfigError."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {value!r}, not a mapping of names to values")
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"{where} has the key {key!r}; quote it to make it a text")
+    return value
+
+
+def parse_bits(bits: str, where: str = "bits") -> tuple[int, int]:
+    """``'w4a8'`` -> (4, 8): bits of weights and of activations, 2 to 8 each."""
+    parts = bits[1:].split("a") if isinstance(bits, str) and bits.startswith("w") else []
+    if len(parts) != 2 or not all(len(part) == 1 and part in "0123456789" for part in parts):
+        raise ConfigError(f"{where} is {bits!r}; write the widths as in w4a4")
+    for name, part in zip(("weights", "activations"), parts, strict=True):
+        if not 2 <= int(part) <= 8:
+            raise ConfigError(f"{where} is {bits!r}; {name} of {part} bits are not among 2 to 8")
+    return int(parts[0]), int(parts[1])
+
+
+def flags(settings: Any) -> list[str]:
+    """The command-line flags that give exactly these settings, in the order of definition."""
+    words: list[str] = []
+    for name, (_, kind) in settings_of(type(settings)).items():
+        value = getattr(settings, name)
+        if value in ("", ()):  # empty is the default of all that can be, and no word of a shell
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if typing.get_origin(kind) is tuple:
+            words.extend(str(entry) for entry in value)
+        else:
+            words.append(str(value).lower() if isinstance(value, bool) else str(value))
+    return words

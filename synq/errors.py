@@ -1,0 +1,29 @@
+"""Errors that the user can mend: one line that says what is wrong, where, and what to do.
+
+The command line prints them without a traceback and exits with code 2. Every other exception is a
+bug and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Base of all errors that are the input's fault and not the program's."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, missing, of the wrong type or out of range."""
+
+
+class ArtifactError(UserError):
+    """A file is missing, truncated, of another version, or belongs to something else."""
+
+
+class ModelError(UserError):
+    """The network cannot be built, loaded, synthesized from or quantized."""
+
+
+class DataError(UserError):
+    """A data set is missing, empty, or does not fit the model."""
+
+
+class DivergenceError(UserError):
+    """A loss stopped being finite."""

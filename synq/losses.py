@@ -1,0 +1,136 @@
+"""Every term of the two objectives, one pure function a term.
+
+N images, C classes. Weights (lambda, beta, alpha) are applied by the callers, except where a
+published term carries its own scale.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# (1 - p)^gamma has an infinite gradient at p = 1 where gamma < 1; one unit of float32 rounding
+# below 1 is as confident as a float32 softmax can tell.
+SMALLEST_DIFFICULTY = 6e-8
+
+
+class Statistics(NamedTuple):
+    """Mean and variance of each channel, ``[C_l]`` each, for every BatchNorm layer."""
+
+    means: list[Tensor]
+    variances: list[Tensor]
+
+
+class _ChannelMoments(torch.autograd.Function):
+    """Mean and biased variance over batch and space, with one pass over x in the backward.
+
+    d mean / dx = 1 / n and d var / dx = 2 (x - mean) / n, so that the gradient is x a + b with one
+    a and b a channel. Nothing is kept but x, which the BatchNorm layer behind keeps anyway; the
+    variance is taken in two passes, since mean(x^2) - mean^2 loses its digits to cancellation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        count = x.numel() // x.shape[1]
+        mean = x.mean((0, 2, 3))
+        centred = x - mean[:, None, None]
+        variance = torch.linalg.vector_norm(centred, dim=(0, 2, 3)).square() / count
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        of_mean, of_variance = gradients
+        count = x.numel() // x.shape[1]
+        factor = 2 * of_variance / count
+        offset = of_mean / count - factor * mean
+        return torch.addcmul(offset[:, None, None], x, factor[:, None, None])
+
+
+def batch_statistics(inputs: Sequence[Tensor]) -> Statistics:
+    """Mean and biased variance over batch and space of each ``[N, C_l, h, w]``."""
+    moments = [_ChannelMoments.apply(x) for x in inputs]
+    return Statistics([mean for mean, _ in moments], [variance for _, variance in moments])
+
+
+def bn_alignment(
+    batch: Statistics, target: Statistics, layer_weights: Sequence[float] | None = None
+) -> tuple[Tensor, Tensor]:
+    """L_bn = (1/L) sum_l w_l [mse(mean_l) + mse(var_l)], its two parts (ZeroQ; paper, eq. 2)."""
+    weights = layer_weights or [1.0] * len(target.means)
+    parts = [
+        torch.stack(
+            [
+                weight * functional.mse_loss(own, wanted)
+                for weight, own, wanted in zip(weights, owns, wanteds, strict=True)
+            ]
+        ).mean()
+        for owns, wanteds in zip(batch, target, strict=True)
+    ]
+    return parts[0], parts[1]
+
+
+def deep_alignment(
+    batch: Statistics, target: Statistics, first_layer: int, divisor: float
+) -> Tensor:
+    """L_lbns = sum over layers l >= first of [mse(mean_l) + mse(var_l)] / divisor (TexQ)."""
+    terms = [
+        functional.mse_loss(own, wanted)
+        for owns, wanteds in zip(batch, target, strict=True)
+        for own, wanted in zip(owns[first_layer:], wanteds[first_layer:], strict=True)
+    ]
+    return torch.stack(terms).sum() / divisor
+
+
+def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
+    """d_i = 1 - softmax(t_i)[y_i], ``[N]`` in [0, 1] (paper, section 4.3)."""
+    return 1 - logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
+
+
+def target_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """mean_i d_i^gamma CE(f(x_i), y_i): cross-entropy that dwells on hard images (HAST, eq. 4)."""
+    entropy = functional.cross_entropy(logits, labels, reduction="none")
+    if gamma == 0:
+        return entropy.mean()
+    hardness = difficulty(logits, labels).clamp_min(SMALLEST_DIFFICULTY)
+    return (hardness.pow(gamma) * entropy).mean()
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(t/T) || softmax(s/T)), mean over the batch; logits ``[N, C]``."""
+    divergence = functional.kl_div(
+        (student / temperature).log_softmax(1),
+        (teacher / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return temperature**2 * divergence
+
+
+def masked_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """(1/N) sum_i mask_i CE(s_i, y_i): hard images are taught by soft labels alone (eq. 8)."""
+    entropy = functional.cross_entropy(logits, labels, reduction="none")
+    return (entropy * mask).mean()
+
+
+def cam_alignment(student: Tensor, teacher: Tensor) -> Tensor:
+    """mse(S_f, S_q) of saliency maps ``[N, 1, H, W]`` (paper, eq. 6)."""
+    return functional.mse_loss(student, teacher)
+
+
+def channel_energy(features: Tensor) -> Tensor:
+    """a = mean over space of F^2, l2-normalised over the channels, ``[N, K]`` (HAST)."""
+    return functional.normalize(features.square().mean((2, 3)), dim=1)
+
+
+def feature_alignment(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """sum over blocks of mean((a_q - a_f)^2) (HAST, eq. 7); feature maps ``[N, K, h, w]``."""
+    return torch.stack(
+        [
+            functional.mse_loss(channel_energy(own), channel_energy(wanted))
+            for own, wanted in zip(student, teacher, strict=True)
+        ]
+    ).sum()

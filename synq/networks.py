@@ -1,0 +1,88 @@
+"""Teachers and students on disk: a checkpoint and everything that is needed to build it again."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synq.artifacts import file_sha256, read_checkpoint, write_checkpoint
+from synq.errors import ArtifactError
+from synq.models import build, frozen, load_weights
+from synq.quantization import quantize
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A full-precision network, frozen, and what its input looks like."""
+
+    model: nn.Module
+    sha256: str
+    name: str
+    classes: int
+    image_shape: tuple[int, int, int]
+    mean: list[float]
+    std: list[float]
+
+    def student(self, bits: tuple[int, int]) -> nn.Module:
+        """A quantized copy with ranges that are not calibrated yet."""
+        return quantize(copy.deepcopy(self.model), *bits).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecord:
+    """What a teacher's file says beside its tensors."""
+
+    name: str
+    architecture: str
+    classes: int
+    channels: int
+    image_size: int
+    mean: list[float]
+    std: list[float]
+    origin: str
+    versions: Mapping[str, str]
+
+
+def write_teacher(path: Path, tensors: Mapping[str, Tensor], record: TeacherRecord) -> None:
+    """Write a teacher as safetensors."""
+    write_checkpoint(path, "teacher", tensors, dataclasses.asdict(record))
+
+
+def read_teacher(path: Path, device: torch.device) -> Teacher:
+    """Build the network that a teacher's file describes and load it, frozen."""
+    tensors, record = read_checkpoint(path, "teacher")
+    try:
+        channels, size = record["channels"], record["image_size"]
+        model = build(record["architecture"], record["classes"], channels, size)
+        load_weights(model, tensors, str(path))
+        return Teacher(
+            frozen(model).to(device),
+            file_sha256(path),
+            record["name"],
+            record["classes"],
+            (channels, size, size),
+            record["mean"],
+            record["std"],
+        )
+    except KeyError as error:
+        raise ArtifactError(f"{path} lacks {error} in its record; make it again") from None
+
+
+def student_tensors(student: nn.Module) -> dict[str, Tensor]:
+    """The student's state on the CPU, apart from the network."""
+    return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+
+
+def check_teacher(record: Mapping[str, Any], teacher: Teacher, path: Path) -> None:
+    """ArtifactError where a student's file was made from another teacher."""
+    if record.get("teacher_sha256") != teacher.sha256:
+        raise ArtifactError(
+            f"{path} was made from another model (SHA-256 "
+            f"{str(record.get('teacher_sha256'))[:12]}..., not {teacher.sha256[:12]}...); "
+            "delete it and run the fine-tuning again"
+        )

@@ -1,0 +1,215 @@
+"""The config as a whole: which models, image sets and methods there are, and the settings of each.
+
+Settings are layered. Later layers win: defaults of the dataclasses, the stage's section at the top
+of the config, the model's own section of that stage, the image set's or the method's.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from synq.config import (
+    Calibration,
+    Evaluation,
+    Finetune,
+    Grid,
+    Model,
+    Synthesis,
+    TestSet,
+    Train,
+    convert,
+    mapping,
+    nearest,
+    parse_bits,
+)
+from synq.errors import ConfigError
+
+STAGES = {
+    "train": Train,
+    "synthesis": Synthesis,
+    "calibration": Calibration,
+    "finetune": Finetune,
+    "evaluation": Evaluation,
+    "test": TestSet,
+}
+METHOD_STAGES = ("calibration", "finetune")
+SECTIONS = ("results", "grid", "models", "image_sets", "methods", *STAGES)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize: the image set it trains on and what it changes of the settings."""
+
+    images: str
+    text: str
+    overrides: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A valid config."""
+
+    results: str
+    grid: Grid
+    models: Mapping[str, Model]
+    image_sets: Mapping[str, Mapping[str, Any]]
+    methods: Mapping[str, Method]
+    sections: Mapping[str, Mapping[str, Any]]
+    model_sections: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    def settings(self, stage: str, model: str, *, image_set: str = "", method: str = "") -> Any:
+        """The settings of a stage as its dataclass."""
+        last: Mapping[str, Any] = {}
+        where = f"models.{model}.{stage}"
+        if image_set:
+            last, where = self.image_sets[image_set], f"image_sets.{image_set}"
+        if method:
+            last = self.methods[method].overrides.get(stage, {})
+            where = f"methods.{method}.{stage}"
+        layers = (self.sections[stage], self.model_sections[model].get(stage, {}), last)
+        merged = {key: value for layer in layers for key, value in layer.items()}
+        return convert(STAGES[stage], merged, where)
+
+    def shards(self, model: str, image_set: str) -> list[str]:
+        """Names of the shards of a seed, e.g. class-0003, or classes-0002-0003 where grouped."""
+        size = self.settings("synthesis", model, image_set=image_set).classes_per_shard
+        last = self.models[model].classes - 1
+        return [
+            shard_name(first, min(first + size - 1, last)) for first in range(0, last + 1, size)
+        ]
+
+    def runs(self) -> Iterator[dict[str, Any]]:
+        """Model, bits, method and seed of every run in the grid."""
+        for model in self.grid.models:
+            for bits in self.grid.bits:
+                for method in self.grid.methods:
+                    for seed in self.grid.seeds:
+                        yield {"model": model, "bits": bits, "method": method, "seed": seed}
+
+
+def shard_name(first: int, last: int) -> str:
+    """Name of the shard that holds classes ``first`` to ``last``."""
+    return f"class-{first:04d}" if first == last else f"classes-{first:04d}-{last:04d}"
+
+
+def shard_classes(name: str) -> list[int]:
+    """The classes of a shard, from its name."""
+    bounds = [int(part) for part in name.split("-")[1:]]
+    return list(range(bounds[0], bounds[-1] + 1))
+
+
+def plan(config: Mapping[str, Any]) -> Plan:
+    """Check a whole config; raises ConfigError with the first thing that is wrong."""
+    mapping(config, "config")
+    for key in config:
+        if key not in SECTIONS:
+            raise ConfigError(f"{key} is not a section of the config; {nearest(key, SECTIONS)}")
+    for key in ("grid", "models", "image_sets", "methods"):
+        if not config.get(key):
+            raise ConfigError(f"{key} is missing or empty in the config")
+    sections = {stage: mapping(config.get(stage) or {}, stage) for stage in STAGES}
+    for stage, section in sections.items():
+        convert(STAGES[stage], section, stage)
+    models, model_sections = _models(config["models"])
+    image_sets = {
+        _name(name, "image_sets"): mapping(values or {}, f"image_sets.{name}")
+        for name, values in mapping(config["image_sets"], "image_sets").items()
+    }
+    methods = {
+        _name(name, "methods"): _method(name, values or {}, image_sets)
+        for name, values in mapping(config["methods"], "methods").items()
+    }
+    grid = convert(Grid, config["grid"], "grid")
+    _check_grid(grid, models, methods)
+    results = _results(config.get("results", "results"))
+    whole = Plan(results, grid, models, image_sets, methods, sections, model_sections)
+    _check_layers(whole)
+    return whole
+
+
+def _check_grid(grid: Grid, models: Mapping[str, Model], methods: Mapping[str, Method]) -> None:
+    for field in dataclasses.fields(Grid):
+        values = getattr(grid, field.name)
+        if not values:
+            raise ConfigError(f"grid.{field.name} is empty; nothing would be made")
+        if len(set(values)) != len(values):
+            raise ConfigError(f"grid.{field.name} names something twice")
+    known: dict[str, Mapping[str, Any]] = {"models": models, "methods": methods}
+    for key, names in known.items():
+        for name in getattr(grid, key):
+            if name not in names:
+                raise ConfigError(f"grid.{key} names {name!r}; {nearest(name, names)}")
+    for index, bits in enumerate(grid.bits):
+        parse_bits(bits, f"grid.bits[{index}]")
+
+
+def _check_layers(whole: Plan) -> None:
+    """Layers that are each right can still be wrong together."""
+    for model in whole.models:
+        for stage in ("train", "evaluation", "test"):
+            whole.settings(stage, model)
+        for image_set in whole.image_sets:
+            whole.settings("synthesis", model, image_set=image_set)
+        for method in whole.methods:
+            for stage in METHOD_STAGES:
+                whole.settings(stage, model, method=method)
+
+
+def _results(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._/-]+", value):
+        raise ConfigError(
+            f"results is {value!r}; write a path of letters, digits and . _ - / alone"
+        )
+    return value.rstrip("/") or "/"
+
+
+def _name(name: str, where: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where} has the name {name!r}; a name has up to 64 letters, digits, - and _, "
+            "and begins with a letter or digit"
+        )
+    return name
+
+
+def _models(config: Any) -> tuple[dict[str, Model], dict[str, dict[str, Mapping[str, Any]]]]:
+    models, sections = {}, {}
+    for name, values in mapping(config, "models").items():
+        where = f"models.{_name(name, 'models')}"
+        mapping(values, where)
+        own = {key: value for key, value in values.items() if key not in STAGES}
+        sections[name] = {
+            stage: mapping(values[stage] or {}, f"{where}.{stage}")
+            for stage in STAGES
+            if stage in values
+        }
+        for stage, section in sections[name].items():
+            convert(STAGES[stage], section, f"{where}.{stage}")
+        models[name] = convert(Model, own, where)
+    return models, sections
+
+
+def _method(name: str, values: Any, image_sets: Mapping[str, Any]) -> Method:
+    where = f"methods.{name}"
+    mapping(values, where)
+    known = ("images", "text", *METHOD_STAGES)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}.{key} is not a part of a method; {nearest(key, known)}")
+    if "images" not in values:
+        raise ConfigError(f"{where}.images is missing; it names one of image_sets")
+    if values["images"] not in image_sets:
+        raise ConfigError(
+            f"{where}.images names {values['images']!r}; {nearest(values['images'], image_sets)}"
+        )
+    overrides = {
+        stage: mapping(values[stage] or {}, f"{where}.{stage}")
+        for stage in METHOD_STAGES
+        if stage in values
+    }
+    for stage, section in overrides.items():
+        convert(STAGES[stage], section, f"{where}.{stage}")
+    return Method(values["images"], str(values.get("text", "")), overrides)

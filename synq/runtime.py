@@ -1,0 +1,79 @@
+"""Where and how a stage runs: device, threads, randomness, progress, versions."""
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import h5py
+import numpy
+import torch
+from tqdm import tqdm
+
+import synq
+from synq.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (a GPU where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:n``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device is {name!r}; write auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, but torch sees no GPU here; write auto or cpu")
+    return device
+
+
+def prepare(device: str, threads: int) -> torch.device:
+    """Set the process up: threads (0: torch's choice) and repeatable kernels; give the device."""
+    if threads:
+        torch.set_num_threads(threads)
+    # cuBLAS is repeatable with this workspace alone; it must be set before CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return resolve_device(device)
+
+
+def generator_for(*key: int | str) -> torch.Generator:
+    """A CPU generator whose stream depends on the key alone, e.g. ``(seed, "synthesis", 3)``.
+
+    Stages draw on the CPU and move the numbers, so that every device starts from the same ones,
+    and no job's numbers depend on how many others run.
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    generator = torch.Generator()
+    generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return generator
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the results."""
+    return {
+        "synq": synq.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "h5py": h5py.__version__,
+    }
+
+
+class _LogLines(tqdm):  # type: ignore[type-arg]
+    """Progress as plain lines: a log has no cursor to move."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        print(msg or str(self), file=sys.stderr, flush=True)
+        return True
+
+
+def progress(steps: Iterable[Any], text: str, total: int | None = None) -> "tqdm[Any]":
+    """``steps`` with a bar on a terminal, or a line every ten seconds in a log."""
+    if sys.stderr.isatty():
+        return tqdm(steps, text, total)
+    line = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left {postfix}"
+    return _LogLines(steps, text, total, mininterval=10, maxinterval=10, bar_format=line)

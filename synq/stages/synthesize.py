@@ -1,0 +1,79 @@
+"""One shard of synthetic images. Needs the teacher alone, and opens no data set."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from synq.config import Synthesis
+from synq.errors import ConfigError
+from synq.losses import Statistics
+from synq.networks import Teacher, read_teacher
+from synq.runtime import generator_for, prepare, versions
+from synq.shards import write_shard
+from synq.synthesis import Synthesized, calibration_centres, synthesize
+
+
+def synthesize_shard(
+    *,
+    teacher: Path,
+    output: Path,
+    classes: list[int],
+    seed: int,
+    settings: Synthesis,
+    device: str,
+    threads: int,
+) -> None:
+    """Synthesize ``images_per_class`` images of each of ``classes`` and write them."""
+    target = prepare(device, threads)
+    network = read_teacher(teacher, target)
+    for number in classes:
+        if not 0 <= number < network.classes:
+            raise ConfigError(
+                f"class {number} does not exist; {network.name} has 0 to {network.classes - 1}"
+            )
+    centres = None
+    if settings.deep_weight > 0:
+        # Every shard needs the same centres, so they depend on the seed and not on the classes.
+        centres = calibration_centres(
+            network.model,
+            network.classes,
+            network.image_shape,
+            settings,
+            generator_for(seed, "centres"),
+        )
+    # Neighbouring images are of different classes, so that each batch mixes the shard's classes.
+    labels = torch.tensor(classes).repeat(settings.images_per_class)
+    generator = generator_for(seed, "synthesis", *classes)
+    result = _in_batches(network, labels, settings, generator, centres)
+    write_shard(
+        output,
+        *result,
+        {
+            "classes": classes,
+            "model": network.name,
+            "teacher_sha256": network.sha256,
+            "mean": network.mean,
+            "std": network.std,
+            "seed": seed,
+            "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
+            "versions": versions(),
+        },
+    )
+
+
+def _in_batches(
+    network: Teacher,
+    labels: torch.Tensor,
+    settings: Synthesis,
+    generator: torch.Generator,
+    centres: Statistics | None,
+) -> Synthesized:
+    """Synthesize batches of nearly equal size, none above the limit."""
+    count = -(-len(labels) // settings.synthesis_batch_size)
+    parts = [
+        synthesize(network.model, part, network.image_shape, settings, generator, centres)
+        for part in labels.tensor_split(count)
+    ]
+    return Synthesized(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

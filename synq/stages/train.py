@@ -1,0 +1,70 @@
+"""The embedded default's teacher: a small network trained on a data set inside a package."""
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from synq.augment import crop_and_flip
+from synq.config import Model, Train
+from synq.datasets import digits, normalise
+from synq.models import build
+from synq.networks import TeacherRecord, write_teacher
+from synq.runtime import generator_for, prepare, progress, versions
+
+
+def train(
+    *, name: str, model: Model, settings: Train, output: Path, device: str, threads: int
+) -> None:
+    """Train with SGD on a one-cycle schedule and write the teacher."""
+    target = prepare(device, threads)
+    data = digits("train", model.channels, model.image_size)
+    if model.mean and model.std:
+        mean, std = list(model.mean), list(model.std)
+    else:
+        pixels = data.read(torch.arange(len(data))).transpose(0, 1).flatten(1)
+        mean = [round(value, 4) for value in pixels.mean(1).tolist()]
+        std = [round(value, 4) for value in pixels.std(1).tolist()]
+    # Layers draw their initial weights from the global generator, and offer no other.
+    torch.manual_seed(settings.train_seed)
+    network = build(model.architecture, model.classes, model.channels, model.image_size)
+    network.to(target).train()
+    generator = generator_for(settings.train_seed, "train")
+    steps_an_epoch = len(data) // settings.train_batch_size
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        settings.train_learning_rate,
+        momentum=0.9,
+        weight_decay=settings.train_weight_decay,
+        nesterov=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        settings.train_learning_rate,
+        total_steps=settings.train_epochs * steps_an_epoch,
+        pct_start=0.2,
+    )
+    for _ in progress(range(settings.train_epochs), "training the teacher, epochs"):
+        order = torch.randperm(len(data), generator=generator)
+        for indices in order.split(settings.train_batch_size)[:steps_an_epoch]:
+            images = normalise(data.read(indices), mean, std)
+            images = crop_and_flip(images, generator, crop_min=settings.train_crop_min, flip=0)
+            noise = torch.randn(images.shape, generator=generator)
+            images = (images + settings.train_noise * noise).to(target)
+            loss = functional.cross_entropy(network(images), data.labels[indices].to(target))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    record = TeacherRecord(
+        name=name,
+        architecture=model.architecture,
+        classes=model.classes,
+        channels=model.channels,
+        image_size=model.image_size,
+        mean=mean,
+        std=std,
+        origin="trained on the embedded digits",
+        versions=versions(),
+    )
+    write_teacher(output, network.state_dict(), record)

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from reference_values import Reference, teacher
+
+from synq import losses
+from synq.losses import Statistics
+from synq.synthesis import Statistician
+
+REFERENCE = Reference("synth")
+SHAPE = (3, 32, 32)
+
+
+def statistics(images):
+    """Statistics of a batch and the logits of the reference network."""
+    from synq.hooks import recorded
+
+    reader = Statistician(teacher(), SHAPE)
+    with recorded(reader.layers, inputs=True) as record:
+        logits = teacher()(images)
+    return reader, reader.batch(record), logits
+
+
+@pytest.mark.parametrize(("beta", "gamma"), [(0.1, 0.5), (1.0, 0.0), (10.0, 2.0)])
+def test_synthesis_step_is_that_of_the_reference(beta, gamma):
+    images = REFERENCE["images"].requires_grad_()
+    reader, batch, logits = statistics(images)
+    mean, variance = losses.bn_alignment(batch, reader.running)
+    target = beta * losses.target_loss(logits, REFERENCE["labels"], gamma)
+    (gradient,) = torch.autograd.grad(mean + variance + target, images)
+    key = f"beta{beta}_gamma{gamma}"
+    assert float(mean) == pytest.approx(REFERENCE.number("bn_mean_loss"), rel=1e-5)
+    assert float(variance) == pytest.approx(REFERENCE.number("bn_var_loss"), rel=1e-5)
+    assert float(target) == pytest.approx(REFERENCE.number(f"target_loss_{key}"), rel=1e-5)
+    norms = gradient.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, REFERENCE[f"image_grad_l2_{key}"], rtol=1e-4, atol=1e-7)
+
+
+def test_deep_layer_statistics_are_those_of_the_reference():
+    _, centres, _ = statistics(REFERENCE["lbns_images"])
+    centres = Statistics(*([tensor.detach() for tensor in part] for part in centres))
+    images = REFERENCE["images"].requires_grad_()
+    reader, batch, logits = statistics(images)
+    assert len(reader.layers) == int(REFERENCE.number("num_bn_layers"))
+    assert reader.first_deep == int(REFERENCE.number("lbns_first_layer"))
+    divisor = len(reader.layers) * len(images)
+    deep = losses.deep_alignment(batch, centres, reader.first_deep, divisor)
+    assert float(deep) == pytest.approx(REFERENCE.number("lbns_loss"), rel=1e-4)
+    mean, variance = losses.bn_alignment(batch, reader.running)
+    target = 0.1 * losses.target_loss(logits, REFERENCE["labels"], 0.5)
+    total = 0.4 * (mean + variance) + target + 0.02 * deep
+    assert float(total) == pytest.approx(REFERENCE.number("total_lbns_beta0.1_gamma0.5"), rel=1e-5)
+    (gradient,) = torch.autograd.grad(total, images)
+    norms = gradient.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, REFERENCE["image_grad_l2_lbns"], rtol=1e-4, atol=1e-7)
+
+
+def test_objective_of_calibration_centres_is_that_of_the_reference():
+    reader, batch, logits = statistics(REFERENCE["images"])
+    weights = [0.2 if layer < reader.first_deep else 1.1 for layer in range(len(reader.layers))]
+    aligned = sum(losses.bn_alignment(batch, reader.running, weights))
+    total = aligned + 5 * losses.target_loss(logits, REFERENCE["labels"], 0)
+    assert float(total) == pytest.approx(REFERENCE.number("centre_total_beta5"), rel=1e-5)
+
+
+def test_batch_statistics_and_their_gradient_are_torchs():
+    x = (torch.randn(6, 4, 5, 7, dtype=torch.float64) * 3 + 100).requires_grad_()
+    ours = losses.batch_statistics([x])
+    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(ours.means[0], mean)
+    torch.testing.assert_close(ours.variances[0], variance)
+    weights = torch.randn(2, 4, dtype=torch.float64)
+    (own,) = torch.autograd.grad(
+        (ours.means[0] * weights[0] + ours.variances[0] * weights[1]).sum(), x
+    )
+    (wanted,) = torch.autograd.grad((mean * weights[0] + variance * weights[1]).sum(), x)
+    torch.testing.assert_close(own, wanted)
+
+
+def test_confident_teacher_gives_finite_gradients_below_gamma_one():
+    logits = torch.tensor([[60.0, -60.0], [0.0, 0.0]], requires_grad=True)
+    losses.target_loss(logits, torch.tensor([0, 1]), 0.5).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_hard_samples_weigh_more_with_gamma():
+    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+    labels = torch.tensor([0, 0])
+    plain = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    difficulty = losses.difficulty(logits, labels)
+    expected = (difficulty.square() * plain).mean()
+    torch.testing.assert_close(losses.target_loss(logits, labels, 2.0), expected)
+    assert difficulty[0] < 0.05 < 0.95 < difficulty[1]
+
+
+def test_distillation_is_zero_for_equal_logits_and_scales_with_the_temperature():
+    logits = torch.randn(4, 10, dtype=torch.float64)
+    other = logits + 0.01 * torch.randn(4, 10, dtype=torch.float64)
+    assert float(losses.distillation(logits, logits, 20)) == pytest.approx(0, abs=1e-9)
+    # Hinton et al.: T^2 makes the loss independent of T for small logits.
+    small = [float(losses.distillation(other / 10, logits / 10, t)) for t in (20.0, 40.0)]
+    assert small[0] == pytest.approx(small[1], rel=0.05)
+
+
+def test_masked_cross_entropy_divides_by_the_whole_batch():
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    mask = torch.tensor([True, False, False, False])
+    expected = torch.nn.functional.cross_entropy(logits[:1], labels[:1]) / 4
+    torch.testing.assert_close(losses.masked_cross_entropy(logits, labels, mask), expected)
+
+
+def test_feature_alignment_ignores_the_scale_of_features():
+    features = [torch.rand(2, 5, 4, 4)]
+    scaled = [3 * features[0]]
+    assert float(losses.feature_alignment(features, scaled)) == pytest.approx(0, abs=1e-12)
+    assert float(losses.feature_alignment(features, [torch.rand(2, 5, 4, 4)])) > 1e-4
