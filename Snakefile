@@ -22,11 +22,14 @@ rule all:
         ACCURACY,
         f"{RESULTS}/tables/accuracy.csv",
         RUN_METRICS,
+        # The files between the stages too: a job that a changed setting started and that was killed
+        # has taken its old output with it, and nothing but this list misses it.
+        INTERMEDIATE,
 
 
 rule synthetic:
     input:
-        [shard for run in RUNS for shard in shards_of(**run)],
+        SHARDS,
 
 
 rule runs:

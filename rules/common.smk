@@ -4,12 +4,12 @@ import os
 import sys
 
 # The workflow runs from a clone, installed or not, and from any interpreter that has Snakemake.
-sys.path.insert(0, str(workflow.basedir))
+# Not workflow.basedir: through workflow/Snakefile that is another folder.
+CLONE = os.path.dirname(str(workflow.current_basedir))
+sys.path.insert(0, CLONE)
 os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]),
-    PYTHONPATH=os.pathsep.join(
-        filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")])
-    ),
+    PYTHONPATH=os.pathsep.join(filter(None, [CLONE, os.environ.get("PYTHONPATH")])),
     PYTHONUNBUFFERED="1",
 )
 
@@ -100,6 +100,22 @@ def megabytes(base):
 def minutes(base):
     """Time limit of an attempt."""
     return lambda wildcards, attempt: base * attempt
+
+
+SHARDS = sorted({shard for run in RUNS for shard in shards_of(**run)})
+INTERMEDIATE = [
+    *expand(
+        f"{RESULTS}/models/{{model}}/{{file}}",
+        model=PLAN.grid.models,
+        file=["teacher.safetensors", "metrics.json"],
+    ),
+    *SHARDS,
+    *expand(
+        f"{RESULTS}/runs/{{run}}/{{file}}",
+        run=[RUN.format(**run) for run in RUNS],
+        file=["student.safetensors", "snapshots.h5"],
+    ),
+]
 
 
 wildcard_constraints:

@@ -1,7 +1,5 @@
 """Random crops and flips of whole batches, with a generator of their own."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,8 +12,9 @@ def crop_and_flip(
 ) -> Tensor:
     """A random resized crop and flip of each image of ``[N, C, H, W]``, same shape.
 
-    A crop keeps an area uniform in [crop_min, 1] with an aspect ratio log-uniform in [3/4, 4/3],
-    and is enlarged bilinearly to the whole size; ``flip`` is the probability of a mirror image.
+    A crop keeps an area uniform in [crop_min, 1] with an aspect ratio log-uniform in the
+    part of [3/4, 4/3] that fits, and is enlarged bilinearly to the whole size; ``flip`` is the
+    probability of a mirror image.
     Differentiable in ``images``. The generator lives on the CPU.
     """
     if crop_min >= 1 and flip <= 0:
@@ -24,10 +23,10 @@ def crop_and_flip(
     area, ratio, left, top, coin = torch.rand(5, count, generator=generator)
     if crop_min < 1:
         area = crop_min + (1 - crop_min) * area
-        lo, hi = math.log(ASPECT[0]), math.log(ASPECT[1])
+        # Both sides must fit: sqrt(area * ratio) <= 1 and sqrt(area / ratio) <= 1.
+        lo, hi = area.clamp_min(ASPECT[0]).log(), (1 / area).clamp_max(ASPECT[1]).log()
         ratio = torch.exp(lo + (hi - lo) * ratio)
-        width = (area * ratio).sqrt().clamp_max(1)
-        height = (area / ratio).sqrt().clamp_max(1)
+        width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     else:
         width = height = torch.ones(count)
     mirror = torch.where(coin < flip, -1.0, 1.0)

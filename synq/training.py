@@ -99,7 +99,7 @@ class Objective:
         (main + s.cam_weight * cam).backward(inputs=parameters)
         perturbed = main.new_zeros(())
         if gradient is not None:
-            moved = images.detach() + s.perturbation * gradient.sign()
+            moved = perturbed_images(images.detach(), gradient, s.perturbation)
             with torch.no_grad():
                 teacher = self.teacher(moved)
             student = self.student(moved)
@@ -153,6 +153,11 @@ class Objective:
     def _map(self, logits: Tensor, classes: Tensor, record: Recording) -> Tensor:
         scores = logits.gather(1, classes[:, None]).squeeze(1)
         return activation_map(scores, record.maps[self.cam], self.size, self.settings.cam)
+
+
+def perturbed_images(images: Tensor, gradient: Tensor, epsilon: float) -> Tensor:
+    """x' = x + epsilon sign(dL/dx): a step towards what is harder to agree on (HAST, eq. 5)."""
+    return images + epsilon * gradient.sign()
 
 
 def _with_gradient(output: Tensor) -> Tensor:
@@ -218,13 +223,15 @@ def held_out_loss(
     teacher: nn.Module, student: nn.Module, images: Images, settings: Finetune
 ) -> float:
     """Mean distillation loss on the held-out images, which selects the epoch; nan if none."""
+    if not len(images.held_out):
+        return math.nan
     total = 0.0
     with torch.inference_mode():
         for indices in images.held_out.split(settings.batch_size):
             batch, _ = images.batch(indices, None)
             loss = losses.distillation(student(batch), teacher(batch), settings.temperature)
             total += float(loss) * len(indices)
-    return total / len(images.held_out) if len(images.held_out) else math.nan
+    return total / len(images.held_out)
 
 
 def finetune(
@@ -265,7 +272,7 @@ def finetune(
             record = _epoch(objective, optimizer, images, settings, seed, epoch)
             record["held_out"] = held_out_loss(teacher, student, images, settings)
             momentum = {
-                name: optimizer.state[parameter]["momentum_buffer"]
+                name: optimizer.state[parameter]["momentum_buffer"].clone()
                 for name, parameter in named.items()
                 if optimizer.state[parameter].get("momentum_buffer") is not None
             }

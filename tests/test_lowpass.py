@@ -21,7 +21,7 @@ def test_the_papers_cutoff_is_a_blur_of_045_pixels_at_224():
     assert cutoff_bins(224, 0.45) == pytest.approx(80, rel=0.01)
 
 
-@pytest.mark.parametrize("sigma", [0.8, 1.5])
+@pytest.mark.parametrize("sigma", [1.2, 2.0])
 def test_filter_is_a_gaussian_blur_of_that_many_pixels(sigma):
     impulse = torch.zeros(1, 1, 32, 48)
     impulse[0, 0, 16, 24] = 1

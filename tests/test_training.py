@@ -1,10 +1,12 @@
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 from reference_values import Reference, student, teacher
 
+from synq import training
 from synq.config import Finetune
 from synq.errors import DivergenceError, ModelError
 from synq.training import Images, Objective, Progress, feature_blocks, finetune, split
@@ -27,8 +29,24 @@ def step(bits, settings, labels=None):
     return terms, total, network
 
 
+@pytest.fixture
+def reference_signs(monkeypatch):
+    """The image gradient's signs as the reference has them.
+
+    Where a gradient is nearly zero its sign is the luck of the rounding, which differs between
+    versions of torch; the losses at x' can be compared to the digit at the same x' alone.
+    """
+
+    def use(bits):
+        sign = REFERENCE[f"w{bits}a{bits}/image_grad_sign"].float()
+        monkeypatch.setattr(training, "perturbed_images", lambda x, _, epsilon: x + epsilon * sign)
+
+    return use
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_losses_of_a_step_are_those_of_the_reference(bits):
+def test_losses_of_a_step_are_those_of_the_reference(bits, reference_signs):
+    reference_signs(bits)
     key = f"w{bits}a{bits}"
     terms, total, _ = step(bits, RELEASED)
     close = {"rel": LOSS_TOLERANCE[bits]}
@@ -49,15 +67,13 @@ def test_losses_of_a_step_are_those_of_the_reference(bits):
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_gradient_of_every_parameter_is_that_of_the_reference(bits):
+def test_gradient_of_every_parameter_is_that_of_the_reference(bits, reference_signs):
+    reference_signs(bits)
     _, _, network = step(bits, RELEASED)
     ours = torch.stack([parameter.grad.norm() for parameter in network.parameters()])
     theirs = REFERENCE[f"w{bits}a{bits}/param_grad_l2"]
-    # From 4 bits on single codes lie on rounding ties, which torch versions break differently.
-    relative = {3: 1e-3, 4: 1e-2, 8: 5e-2}[bits]
     assert len(ours) == len(theirs)
-    torch.testing.assert_close(ours, theirs, rtol=relative, atol=0)
-    assert float((ours / theirs - 1).abs().median()) < {3: 1e-4, 4: 1e-3, 8: 1e-2}[bits]
+    torch.testing.assert_close(ours, theirs, rtol=1e-3 if bits < 8 else 2e-2, atol=0)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -98,12 +114,14 @@ def test_logits_and_difficulty_are_those_of_the_reference(bits):
 
 def test_a_step_costs_ten_forwards_and_leaves_no_hook():
     forwards = {"teacher": 0, "student": 0}
+
+    def count(name, *_):
+        forwards[name] += 1
+
     full, low = copy.deepcopy(teacher()), student(REFERENCE, 4)
     with Objective(full, low, RELEASED, SHAPE) as objective:
         for name, model in (("teacher", full), ("student", low)):
-            model.register_forward_hook(
-                lambda *_, name=name: forwards.update({name: forwards[name] + 1})
-            )
+            model.register_forward_hook(partial(count, name))
         hooks = sum(len(module._forward_hooks) for module in full.modules())
         for _ in range(3):
             objective.backward(REFERENCE["images"], REFERENCE["labels"])
@@ -133,7 +151,7 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize("change", SWITCHES, ids=lambda change: str(change))
+@pytest.mark.parametrize("change", SWITCHES, ids=str)
 def test_every_switch_of_the_objective_acts_on_the_gradient(change):
     base = {"feature_weight": 1000.0}
     _, _, one = step(3, Finetune(**base))
@@ -145,7 +163,7 @@ def test_every_switch_of_the_objective_acts_on_the_gradient(change):
 
 def test_masks_order_the_cross_entropy():
     entropy = {
-        which: float(step(3, Finetune(hard_labels=which)).__getitem__(0).cross_entropy)
+        which: float(step(3, Finetune(hard_labels=which))[0].cross_entropy)
         for which in ("none", "easy", "all")
     }
     assert entropy["none"] == 0 < entropy["easy"] < entropy["all"]

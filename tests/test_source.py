@@ -1,0 +1,102 @@
+"""The digest of a stage's code: what counts as a change and what does not."""
+
+import re
+import shutil
+
+import pytest
+
+from synq import source
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package, which the digests are of."""
+    copy = tmp_path / "synq"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(source.PACKAGE, copy, ignore=ignored)
+    monkeypatch.setattr(source, "PACKAGE", copy)
+    return copy
+
+
+def edited(file, old, new):
+    text = file.read_text("utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), "utf-8")
+
+
+def test_the_digest_is_16_hexadecimal_digits_and_repeatable():
+    digest = source.digest("stages.synthesize")
+    assert re.fullmatch("[0-9a-f]{16}", digest)
+    assert source.digest("stages.synthesize") == digest
+
+
+def test_stages_have_different_digests():
+    assert source.digest("stages.synthesize") != source.digest("stages.finetune")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "stages/synthesize.py",
+        "synthesis.py",  # which it imports
+        "augment.py",  # which that imports
+        "errors.py",
+    ],
+)
+def test_code_that_the_stage_reaches_changes_the_digest(package, module):
+    before = source.digest("stages.synthesize")
+    with open(package / module, "a", encoding="utf-8") as file:
+        file.write("\nADDED = 1\n")
+    assert source.digest("stages.synthesize") != before
+
+
+def test_a_changed_constant_inside_a_function_changes_the_digest(package):
+    before = source.digest("stages.synthesize")
+    edited(package / "synthesis.py", "factor=0.1", "factor=0.2")
+    assert source.digest("stages.synthesize") != before
+
+
+@pytest.mark.parametrize("module", ["training.py", "datasets.py", "stages/evaluate.py", "cli.py"])
+def test_code_that_the_stage_does_not_reach_leaves_the_digest(package, module):
+    before = source.digest("stages.synthesize")
+    with open(package / module, "a", encoding="utf-8") as file:
+        file.write("\nADDED = 1\n")
+    assert source.digest("stages.synthesize") == before
+
+
+@pytest.mark.parametrize("where", ["stages/synthesize.py", "synthesis.py", "errors.py"])
+def test_comments_docstrings_and_formatting_leave_the_digest(package, where):
+    before = source.digest("stages.synthesize")
+    file = package / where
+    edited(file, '"""', '"""Rewritten. ')
+    edited(file, "\n\n\n", "\n\n# A comment.\n\n\n\n")
+    assert source.digest("stages.synthesize") == before
+
+
+def test_a_docstring_of_a_function_or_class_leaves_the_digest(package):
+    before = source.digest("stages.synthesize")
+    edited(package / "synthesis.py", '"""Reads the statistics', '"""Reads, rewritten,')
+    edited(package / "synthesis.py", '"""Adam on the pixels of', '"""Rewritten')
+    assert source.digest("stages.synthesize") == before
+
+
+def test_a_text_that_is_no_docstring_changes_the_digest(package):
+    before = source.digest("stages.synthesize")
+    edited(package / "synthesis.py", '"none"', '"nothing"')
+    assert source.digest("stages.synthesize") != before
+
+
+def test_a_new_module_counts_once_it_is_imported(package):
+    (package / "extra.py").write_text("VALUE = 1\n", "utf-8")
+    before = source.digest("stages.tables")
+    with open(package / "tables.py", "a", encoding="utf-8") as file:
+        file.write("\n\ndef late():\n    from synq import extra\n\n    return extra\n")
+    imported = source.digest("stages.tables")
+    (package / "extra.py").write_text("VALUE = 2\n", "utf-8")
+    assert len({before, imported, source.digest("stages.tables")}) == 3
+
+
+def test_modules_that_import_each_other_have_a_digest(package):
+    (package / "one.py").write_text("import synq.two\n", "utf-8")
+    (package / "two.py").write_text("from synq.one import x\n", "utf-8")
+    assert source.digest("one") == source.digest("one") != source.digest("errors")

@@ -1,0 +1,109 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from reference_values import teacher
+
+from synq.config import Synthesis
+from synq.errors import DivergenceError, ModelError
+from synq.hooks import recorded
+from synq.losses import bn_alignment
+from synq.runtime import generator_for
+from synq.synthesis import Statistician, calibration_centres, synthesize
+
+SHAPE = (3, 32, 32)
+LABELS = torch.tensor([0, 3, 3, 9])
+SHORT = Synthesis(iterations=12, centre_iterations=5)
+
+
+def made(settings=SHORT, seed=0, centres=None, labels=LABELS):
+    return synthesize(teacher(), labels, SHAPE, settings, generator_for(seed), centres)
+
+
+def alignment(images):
+    reader = Statistician(teacher(), SHAPE)
+    with torch.no_grad(), recorded(reader.layers, inputs=True) as record:
+        teacher()(images)
+    return float(sum(bn_alignment(reader.batch(record), reader.running)))
+
+
+def test_images_come_closer_to_the_statistics_and_the_labels():
+    noise = torch.randn(4, *SHAPE, generator=generator_for(0))
+    result = made(replace(SHORT, iterations=60))
+    assert result.images.shape == noise.shape
+    assert alignment(result.images) < 0.5 * alignment(noise)
+    assert result.confidence.min() > 0.9
+
+
+def test_same_seed_same_images():
+    one, other, third = made(), made(), made(seed=1)
+    assert torch.equal(one.images, other.images)
+    assert not torch.equal(one.images, third.images)
+
+
+def test_without_a_target_labels_do_not_matter():
+    plain = replace(SHORT, target="none")
+    one, other = made(plain), made(plain, labels=LABELS.flip(0))
+    assert torch.equal(one.images, other.images)
+    confidence = made(replace(SHORT, iterations=60, target="none")).confidence
+    assert confidence.mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": "none"},
+        {"target": "labels"},
+        {"target_weight": 1.0},
+        {"target_gamma": 0.5},
+        {"bn_weight": 0.4},
+        {"pixel_learning_rate": 0.1},
+        {"plateau_patience": 1},
+        {"synthesis_augment": 1.0},
+        {"iterations": 13},
+    ],
+    ids=str,
+)
+def test_every_switch_acts_on_the_images(change):
+    base = (
+        made()
+        if "synthesis_crop_min" not in change
+        else made(replace(SHORT, synthesis_augment=1.0))
+    )
+    assert not torch.equal(base.images, made(replace(SHORT, **change)).images)
+
+
+def test_crop_of_the_augmentation_acts():
+    settings = replace(SHORT, synthesis_augment=1.0)
+    other = made(replace(settings, synthesis_crop_min=0.9))
+    assert not torch.equal(made(settings).images, other.images)
+
+
+def test_deep_statistics_act_and_their_normalisation_decides_how_much():
+    centres = calibration_centres(teacher(), 10, SHAPE, SHORT, generator_for(0, "centres"))
+    assert len(centres.means) == 21
+    plain = made().images
+    moves = {}
+    for norm in ("released", "layers"):
+        settings = replace(SHORT, deep_weight=0.02, deep_norm=norm)
+        moves[norm] = float((made(settings, centres=centres).images - plain).abs().mean())
+    # Divided by layers times images, as released, the term is nearly inert.
+    assert 0 < moves["released"] < moves["layers"]
+
+
+def test_a_model_without_batchnorm_is_refused():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    with pytest.raises(ModelError, match="BatchNorm"):
+        Statistician(model, SHAPE)
+
+
+def test_divergence_says_what_to_lower():
+    with pytest.raises(DivergenceError, match=r"lower synthesis\.pixel_learning_rate"):
+        made(replace(SHORT, pixel_learning_rate=1e30))
+
+
+def test_teacher_is_left_as_it_was():
+    before = {name: value.clone() for name, value in teacher().state_dict().items()}
+    made()
+    assert all(torch.equal(value, before[name]) for name, value in teacher().state_dict().items())
+    assert not any(module._forward_hooks for module in teacher().modules())

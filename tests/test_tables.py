@@ -1,0 +1,52 @@
+import math
+
+import pytest
+
+from synq.tables import accuracy_table, readable
+
+
+def metrics(seed, selected, bits="w4a4", seconds=10.0):
+    return {
+        "model": "net",
+        "bits": bits,
+        "method": "synq",
+        "seed": seed,
+        "images": 160,
+        "weight_bytes": 1500,
+        "teacher": {"top1": 98.0, "weight_bytes": 9000},
+        "calibrated": {"top1": 80.0},
+        "last": {"top1": selected - 1},
+        "selected": {"top1": selected},
+        "best_on_test": {"top1": selected + 1},
+        "seconds": {"finetune": seconds},
+    }
+
+
+def test_mean_and_sample_deviation_over_seeds():
+    table = accuracy_table([metrics(0, 90.0), metrics(1, 92.0), metrics(2, 94.0)])
+    (row,) = table.to_dict("records")
+    assert row["seeds"] == 3
+    assert row["selected_mean"] == pytest.approx(92)
+    assert row["selected_std"] == pytest.approx(2)
+    assert row["full_precision"] == 98
+    assert row["weight_bytes"] == 1500
+    assert row["finetune_seconds"] == pytest.approx(10)
+
+
+def test_rows_keep_the_order_of_the_grid_and_one_seed_has_no_deviation():
+    table = accuracy_table([metrics(0, 90.0), metrics(0, 80.0, bits="w3a3")])
+    assert table["bits"].tolist() == ["w4a4", "w3a3"]
+    assert math.isnan(table["selected_std"][0])
+    assert readable(table)["selected"].tolist() == ["90.00", "80.00"]
+
+
+def test_unknown_seconds_are_an_empty_cell():
+    table = accuracy_table([metrics(0, 90.0, seconds=math.nan)])
+    assert readable(table)["finetune s"].tolist() == [""]
+
+
+def test_readable_table_says_mean_and_deviation():
+    table = accuracy_table([metrics(0, 90.0), metrics(1, 92.0)])
+    shown = readable(table)
+    assert shown["selected"].tolist() == ["91.00 ± 1.41"]
+    assert shown["kB"].tolist() == ["1.5"]

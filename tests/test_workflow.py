@@ -1,0 +1,572 @@
+"""The workflow as people run it: real snakemake processes on the tiny overlay.
+
+The overlay is run once a session, in a copy of the clone; every test changes a copy of that.
+"""
+
+import csv
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from synq.artifacts import read_checkpoint
+from synq.errors import ArtifactError
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("envs", "experiments", "profiles", "rules", "synq", "workflow")
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]),
+    "CUDA_VISIBLE_DEVICES": "",  # the same tests on every machine
+}
+PATIENCE = 900  # seconds for one process; a busy machine takes many times what a free one does
+
+RESULTS = "results/tiny"
+TEACHER = f"{RESULTS}/models/digits-resnet20/teacher.safetensors"
+TABLE = f"{RESULTS}/tables/accuracy.md"
+SYNQ = f"{RESULTS}/runs/digits-resnet20/w4a4/synq/seed0"
+ZEROQ = f"{RESULTS}/runs/digits-resnet20/w4a4/zeroq/seed0"
+HARD = f"{RESULTS}/synthetic/digits-resnet20/hard/seed0"
+UNLABELLED = f"{RESULTS}/synthetic/digits-resnet20/unlabelled/seed0"
+EVERYTHING = {
+    "train": 1,
+    "evaluate_teacher": 1,
+    "synthesize": 4,
+    "finetune": 2,
+    "evaluate": 2,
+    "tables": 1,
+    "all": 1,
+}
+
+
+class Workflow:
+    """A copy of the clone; ``first`` is what its first run printed."""
+
+    def __init__(self, root: Path, first: str = "") -> None:
+        self.root, self.first = root, first
+
+    def run(
+        self,
+        *arguments: str,
+        overlay: str = "",
+        snakefile: str = "Snakefile",
+        cwd: Path | None = None,
+        **environment: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run snakemake on the tiny overlay, with another overlay on top."""
+        overlays = [str(self.root / "experiments/tiny.yaml")]
+        if overlay:
+            overlays.append(str(self.root / "overlay.yaml"))
+            Path(overlays[-1]).write_text(overlay, encoding="utf-8")
+        words = [sys.executable, "-m", "snakemake", "-s", str(self.root / snakefile)]
+        words += ["--cores", "2", "--configfile", *overlays, *arguments]
+        return _process(words, cwd or self.root, environment)
+
+    def plan(self, *arguments: str, **more: str) -> str:
+        """What a dry run prints."""
+        ran = self.run("-n", *arguments, **more)
+        assert ran.returncode == 0, ran.stdout
+        return ran.stdout
+
+    def command(self, *words: str) -> str:
+        """The printed shell command that has all these words."""
+        commands = re.findall(r"^\s*Shell command: (.+)$", self.first, re.MULTILINE)
+        (found,) = (line for line in commands if all(f" {word} " in line for word in words))
+        return found
+
+    def arguments(self, *words: str) -> list[str]:
+        """The same command's arguments to ``python -m``, without the log and the threads."""
+        return shlex.split(self.command(*words).partition(" --threads ")[0])[2:]
+
+    def bytes(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+
+def _process(
+    words: list[str], cwd: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words,
+        cwd=cwd,
+        env={**ENVIRONMENT, **environment},
+        text=True,
+        encoding="utf-8",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def jobs(text: str) -> dict[str, int]:
+    """Jobs of each rule, from snakemake's table."""
+    if "Nothing to be done" in text:
+        return {}
+    table = re.search(r"^Job stats:\n.+\n[- ]+\n((?:\w+ +\d+\n)+)", text, re.MULTILINE)
+    assert table, text
+    counts = {rule: int(count) for rule, count in map(str.split, table[1].splitlines())}
+    counts.pop("total")
+    return counts
+
+
+def shards(text: str) -> set[tuple[str, str]]:
+    """Image set and name of every planned shard."""
+    return {
+        (image_set, shard)
+        for shard, image_set in re.findall(r"Synthesizing (\S+) of \S+ \((\S+), seed \d+\)", text)
+    }
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """The clone as git has it, nothing run."""
+    root = tmp_path_factory.mktemp("clone")
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, root / name, ignore=ignored)
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy(ROOT / name, root)
+    return Workflow(root)
+
+
+def _copy(workflow: Workflow, root: Path, first: str) -> Workflow:
+    shutil.copytree(workflow.root, root)
+    return Workflow(root, first)
+
+
+@pytest.fixture(scope="session")
+def finished(clone: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    workflow = _copy(clone, tmp_path_factory.mktemp("finished") / "clone", "")
+    ran = workflow.run("--printshellcmds")
+    assert ran.returncode == 0, ran.stdout
+    workflow.first = ran.stdout
+    return workflow
+
+
+@pytest.fixture
+def workflow(finished: Workflow, tmp_path: Path) -> Workflow:
+    """A finished workflow of the test's own: it may change and break what it likes."""
+    return _copy(finished, tmp_path / "clone", finished.first)
+
+
+def append(path: Path, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+# The finished run.
+
+
+def test_one_command_makes_every_result(finished: Workflow) -> None:
+    assert jobs(finished.first) == EVERYTHING
+    wanted = [
+        TABLE,
+        f"{RESULTS}/tables/accuracy.csv",
+        f"{SYNQ}/metrics.json",
+        f"{ZEROQ}/metrics.json",
+    ]
+    assert [path for path in wanted if not (finished.root / path).is_file()] == []
+    lines = finished.first.splitlines()
+    own = [line for line in lines if not line.startswith(("Complete log", "Elapsed time"))]
+    assert own[-1] == f"The accuracy of every run is in {TABLE}"
+
+
+def test_the_tables_have_a_row_for_each_run(finished: Workflow) -> None:
+    with open(finished.root / f"{RESULTS}/tables/accuracy.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    keys = [(row["model"], row["bits"], row["method"], row["seeds"]) for row in rows]
+    assert keys == [
+        ("digits-resnet20", "w4a4", "synq", "1"),
+        ("digits-resnet20", "w4a4", "zeroq", "1"),
+    ]
+    markdown = (finished.root / TABLE).read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown]
+    assert cells[0][:4] == ["model", "bits", "method", "seeds"]
+    assert [tuple(row[:4]) for row in cells[2:]] == keys
+    metrics = json.loads(finished.bytes(f"{SYNQ}/metrics.json"))
+    for name in ("calibrated", "last", "selected", "best_on_test"):
+        assert float(rows[0][f"{name}_mean"]) == pytest.approx(metrics[name]["top1"], abs=1e-4)
+
+
+def test_metrics_hold_all_accuracies_of_a_run(finished: Workflow) -> None:
+    metrics = json.loads(finished.bytes(f"{SYNQ}/metrics.json"))
+    top1 = {entry["epoch"]: entry["top1"] for entry in metrics["epochs"]}
+    assert list(top1) == [0, 1]
+    assert metrics["calibrated"] == {"epoch": 0, "top1": top1[0]}
+    assert metrics["last"] == {"epoch": 1, "top1": top1[1]}
+    assert metrics["selected"]["top1"] == top1[metrics["selected"]["epoch"]]
+    assert metrics["best_on_test"]["top1"] == max(top1.values())
+    assert 0 < metrics["teacher"]["top1"] <= 100
+    assert metrics["weight_bytes"] < metrics["teacher"]["weight_bytes"]
+
+
+# What remakes what.
+
+
+def test_a_second_run_does_nothing(workflow: Workflow) -> None:
+    before = {path: path.stat().st_mtime_ns for path in _files(workflow)}
+    ran = workflow.run()
+    assert ran.returncode == 0
+    assert "Nothing to be done" in ran.stdout
+    assert {path: path.stat().st_mtime_ns for path in _files(workflow)} == before
+
+
+def _files(workflow: Workflow) -> list[Path]:
+    return [path for path in (workflow.root / RESULTS).rglob("*") if path.is_file()]
+
+
+def test_a_deleted_result_is_remade_and_nothing_else(workflow: Workflow) -> None:
+    (workflow.root / SYNQ / "metrics.json").unlink()
+    assert jobs(workflow.plan()) == {"evaluate": 1, "tables": 1, "all": 1}
+
+
+def test_the_table_can_be_asked_for_by_its_name(workflow: Workflow) -> None:
+    before = workflow.bytes(TABLE)
+    (workflow.root / TABLE).unlink()
+    ran = workflow.run("--", TABLE)
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {"tables": 1}
+    assert workflow.bytes(TABLE) == before
+
+
+def test_a_learning_rate_of_a_model_remakes_its_students_alone(workflow: Workflow) -> None:
+    overlay = "models: {digits-resnet20: {finetune: {learning_rate: 2.0e-6}}}"
+    planned = jobs(workflow.plan(overlay=overlay))
+    assert planned == {"finetune": 2, "evaluate": 2, "tables": 1, "all": 1}
+
+
+def test_a_setting_of_an_image_set_remakes_that_set_and_its_users(workflow: Workflow) -> None:
+    text = workflow.plan(overlay="image_sets: {hard: {target_weight: 3.0}}")
+    assert jobs(text) == {"synthesize": 2, "finetune": 1, "evaluate": 1, "tables": 1, "all": 1}
+    assert shards(text) == {("hard", "classes-0000-0004"), ("hard", "classes-0005-0009")}
+
+
+def test_code_of_the_fine_tuning_remakes_students_and_no_images(workflow: Workflow) -> None:
+    append(workflow.root / "synq/training.py", "\nCHANGED = True\n")
+    planned = jobs(workflow.plan())
+    assert planned == {"finetune": 2, "evaluate": 2, "tables": 1, "all": 1}
+
+
+def test_what_changes_no_result_remakes_nothing(workflow: Workflow) -> None:
+    append(workflow.root / "synq/training.py", "\n# A comment.\n")
+    append(workflow.root / "config.yaml", "\n# A comment.\n")
+    for path in (TEACHER, f"{HARD}/classes-0000-0004.h5"):
+        os.utime(workflow.root / path)  # touched, with the same content
+    overlay = """
+    image_sets: {unused: {target: labels}}
+    methods: {unused: {images: unused, text: not in the grid, finetune: {epochs: 3}}}
+    """
+    text = workflow.plan(overlay=overlay)
+    assert jobs(text) == {}, text
+
+
+# By file name.
+
+
+def test_a_run_outside_the_grid_is_made_by_its_file_name(workflow: Workflow) -> None:
+    target = f"{RESULTS}/runs/digits-resnet20/w5a3/synq/seed7/metrics.json"
+    assert jobs(workflow.plan("--", target)) == {"synthesize": 2, "finetune": 1, "evaluate": 1}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "digits-resnet20/w4a4/unknown/seed0",
+        "unknown/w4a4/synq/seed0",
+        "digits-resnet20/w9a4/synq/seed0",
+    ],
+    ids=["method", "model", "bits"],
+)
+def test_an_unknown_name_in_a_file_name_has_no_rule(workflow: Workflow, run: str) -> None:
+    target = f"{RESULTS}/runs/{run}/metrics.json"
+    ran = workflow.run("-n", "--", target)
+    assert ran.returncode == 1
+    assert f"No rule to produce {target}" in ran.stdout
+
+
+def test_shards_are_named_after_their_classes(workflow: Workflow) -> None:
+    overlay = "image_sets: {hard: {classes_per_shard: 1}, unlabelled: {classes_per_shard: 10}}"
+    text = workflow.plan("synthetic", overlay=overlay)
+    singles = {("hard", f"class-{number:04d}") for number in range(10)}
+    assert shards(text) == {*singles, ("unlabelled", "classes-0000-0009")}
+
+
+# What people get wrong.
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        (
+            "finetune: {learning_rat: 0.1}",
+            "finetune.learning_rat is not a setting; did you mean learning_rate?",
+        ),
+        (
+            "finetun: {epochs: 1}",
+            "finetun is not a section of the config; did you mean finetune?",
+        ),
+        (
+            "models: {digits-resnet20: {finetune: {learning_rate: 1e-5}}}",
+            "models.digits-resnet20.finetune.learning_rate is the text '1e-5', not a number; "
+            "write 1.0e-5",
+        ),
+        ("grid: {bits: [w9a4]}", "grid.bits[0] is 'w9a4'; weights of 9 bits"),
+        ("grid: {methods: [sinq]}", "grid.methods names 'sinq'; did you mean synq?"),
+    ],
+    ids=["key", "section", "number", "bits", "method"],
+)
+def test_a_mistake_in_the_config_is_one_line(
+    clone: Workflow, overlay: str, message: str, tmp_path: Path
+) -> None:
+    workflow = _copy(clone, tmp_path / "clone", "")
+    ran = workflow.run(overlay=overlay)
+    assert ran.returncode == 2, ran.stdout
+    lines = ran.stdout.strip().splitlines()
+    assert lines[-1].startswith(f"config error: {message}")
+    assert sum("error" in line.lower() for line in lines) == 1
+    assert "Traceback" not in ran.stdout
+    assert not (workflow.root / "results").exists()
+
+
+# What goes wrong.
+
+
+def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Workflow) -> None:
+    name = f"{UNLABELLED}/classes-0005-0009.h5"
+    shard, student = workflow.root / name, workflow.root / ZEROQ / "student.safetensors"
+    whole, trained = shard.read_bytes(), student.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    ran = workflow.run("-R", "finetune", "--", f"{ZEROQ}/metrics.json")
+    assert ran.returncode == 1
+    line = f"synq: error: {name} is truncated or not HDF5"
+    log = workflow.bytes(f"{RESULTS}/logs/finetune/digits-resnet20/w4a4/zeroq/seed0.log").decode()
+    assert [entry.startswith(line) for entry in log.splitlines()] == [True]
+    assert sum(entry.startswith(line) for entry in ran.stdout.splitlines()) == 1
+    assert not student.exists()
+
+    shard.unlink()
+    ran = workflow.run("--", f"{ZEROQ}/student.safetensors", "all")
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {
+        "synthesize": 1,
+        "finetune": 1,
+        "evaluate": 1,
+        "tables": 1,
+        "all": 1,
+    }
+    assert shard.read_bytes() == whole
+    assert student.read_bytes() == trained
+
+
+@pytest.mark.parametrize(
+    ("overlay", "wanted"),
+    [
+        (
+            "{image_sets: {hard: {target_weight: 3.0}},"
+            " methods: {zeroq: {calibration: {clip_ratio: 0.9}}}}",
+            {"synthesize": 2, "finetune": 2, "evaluate": 2, "tables": 1, "all": 1},
+        ),
+        ("models: {digits-resnet20: {train: {train_epochs: 2}}}", EVERYTHING),
+    ],
+    ids=["shards and students", "teacher"],
+)
+def test_killed_jobs_of_changed_settings_are_planned_again(
+    workflow: Workflow, overlay: str, wanted: dict[str, int], tmp_path: Path
+) -> None:
+    """Snakemake removes what a killed job had written before; old results must not pass for new."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if 'synq' in sys.orig_argv:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ran = workflow.run(overlay=overlay, PYTHONPATH=str(tmp_path))
+    assert ran.returncode == 1
+    assert jobs(ran.stdout) == wanted
+    text = workflow.plan(overlay=overlay)
+    assert jobs(text) == wanted, text
+
+
+# Commands without snakemake.
+
+
+def test_the_printed_command_makes_the_same_student_by_hand(workflow: Workflow) -> None:
+    command = workflow.command("finetune", "--method synq")
+    assert f"--output {SYNQ}/student.safetensors" in command
+    ran = _process(["bash", "-c", command.replace(SYNQ, "byhand")], workflow.root, {})
+    assert ran.returncode == 0, ran.stdout
+    for name in ("student.safetensors", "snapshots.h5"):
+        assert workflow.bytes(f"byhand/{name}") == workflow.bytes(f"{SYNQ}/{name}")
+
+
+def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(workflow: Workflow) -> None:
+    arguments = workflow.arguments("finetune", "--method synq")
+
+    def start(folder: str) -> tuple[Path, subprocess.Popen[bytes]]:
+        path = workflow.root / folder
+        path.mkdir(exist_ok=True)
+        words = [sys.executable, "-m", *(word.replace(SYNQ, folder) for word in arguments)]
+        words[words.index("--epochs") + 1] = "4"
+        log = (path / "log").open("w")
+        with log:
+            return path, subprocess.Popen(
+                [*words, "--threads", "1"],
+                cwd=workflow.root,
+                env=ENVIRONMENT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    whole, uninterrupted = start("whole")
+    parts, process = start("parts")
+    state = parts / "student.work/state.safetensors"
+    try:
+        _wait(lambda: _epoch(state) >= 1 or process.poll() is not None)
+        process.kill()
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+        reached = _epoch(state)
+        assert 1 <= reached < 4
+        assert not (parts / "student.safetensors").exists()
+        _, process = start("parts")
+        assert process.wait(PATIENCE) == 0, (parts / "log").read_text()
+        assert uninterrupted.wait(PATIENCE) == 0, (whole / "log").read_text()
+    finally:
+        process.kill()
+        uninterrupted.kill()
+    assert f"going on after epoch {reached}\n" in (parts / "log").read_text()
+    for name in ("student.safetensors", "snapshots.h5"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    assert not state.parent.exists()
+
+
+def _epoch(state: Path) -> int:
+    try:
+        return int(read_checkpoint(state, "state")[1]["epoch"])
+    except ArtifactError:
+        return -1
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Reports every file that is opened: by Python, by h5py and by safetensors, which have their own
+# ways. Of scikit-learn and Pillow nothing can be used.
+GUARD = """
+import json, os, sys
+
+opened = []
+
+def hook(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes)):
+        opened.append(os.fsdecode(arguments[0]))
+
+def refuse(*_, **__):
+    raise AssertionError("a data set was opened")
+
+def reported(function):
+    def call(name, *arguments, **more):
+        opened.append(os.fspath(name))
+        return function(name, *arguments, **more)
+    return call
+
+import h5py, PIL.Image, safetensors
+h5py.File = reported(h5py.File)
+safetensors.safe_open = reported(safetensors.safe_open)
+PIL.Image.open = refuse
+sys.modules["sklearn"] = sys.modules["sklearn.datasets"] = None
+sys.addaudithook(hook)
+
+from synq.cli import main
+code = main(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    json.dump(opened[:-1], file)
+sys.exit(code)
+"""
+DATA = (".bin", ".csv", ".gz", ".h5", ".jpg", ".npy", ".npz", ".pkl", ".png", ".pt", ".safetensors")
+
+
+def test_synthesis_opens_no_file_but_the_teacher(workflow: Workflow, tmp_path: Path) -> None:
+    name = f"{HARD}/classes-0000-0004.h5"
+    arguments = workflow.arguments("synthesize", name)[1:]
+    arguments[arguments.index("--output") + 1] = "again/shard.h5"
+    report = tmp_path / "opened.json"
+    words = [sys.executable, "-c", GUARD, str(report), *arguments, "--threads", "1"]
+    ran = _process(words, workflow.root, {})
+    assert ran.returncode == 0, ran.stdout
+    paths = {(workflow.root / path).resolve() for path in json.loads(report.read_text())}
+    read = {
+        re.sub(r"\.tmp\.\d+$", "", str(path.relative_to(workflow.root)))
+        if path.is_relative_to(workflow.root)
+        else str(path)
+        for path in paths
+        if path.suffix in DATA or path.is_relative_to(workflow.root)
+    }
+    assert {path for path in read if not path.endswith((".py", ".pyc"))} == {
+        TEACHER,
+        "again/.shard.h5",
+    }
+    assert workflow.bytes("again/shard.h5") == workflow.bytes(name)
+
+
+# The rules themselves.
+
+
+def test_snakemake_finds_no_fault(clone: Workflow) -> None:
+    ran = _process([sys.executable, "-m", "snakemake", "--lint"], clone.root, {})
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_the_rules_are_formatted(clone: Workflow) -> None:
+    pytest.importorskip("snakefmt", reason="snakefmt is not installed; it comes with [dev]")
+    ran = _process([sys.executable, "-m", "snakefmt", "--check", "."], clone.root, {})
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_the_snakefile_for_the_catalog_plans_the_same_jobs(clone: Workflow) -> None:
+    assert jobs(clone.plan(snakefile="workflow/Snakefile")) == EVERYTHING
+
+
+@pytest.mark.parametrize("snakefile", ["Snakefile", "workflow/Snakefile"])
+def test_jobs_run_the_code_of_this_clone_from_any_folder(
+    clone: Workflow, snakefile: str, tmp_path: Path
+) -> None:
+    workflow = _copy(clone, tmp_path / "clone", "")
+    (workflow.root / "synq/__main__.py").write_text("raise SystemExit('the code of this clone')\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(workflow.root / "config.yaml", elsewhere)
+    ran = workflow.run("--", TEACHER, snakefile=snakefile, cwd=elsewhere)
+    assert ran.returncode == 1
+    log = elsewhere / f"{RESULTS}/logs/train/digits-resnet20.log"
+    assert log.read_text(encoding="utf-8") == "the code of this clone\n"
+
+
+def _rules() -> Iterator[tuple[str, str]]:
+    for path in sorted((ROOT / "rules").glob("*.smk")):
+        parts = re.split(r"^rule (\w+):\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        yield from zip(parts[1::2], parts[2::2], strict=True)
+
+
+def test_every_rule_says_what_it_does_and_needs() -> None:
+    wanted = {"message", "log", "benchmark", "conda", "threads", "resources"}
+    rules = dict(_rules())
+    assert set(rules) == {*EVERYTHING, "fetch"} - {"all"}
+    for name, body in rules.items():
+        assert wanted - set(re.findall(r"^    (\w+):", body, re.MULTILINE)) == set(), name
+        resources = re.search(r"^    resources:\n((?: {8}.+\n)+)", body, re.MULTILINE)
+        assert resources, name
+        assert {"mem_mb", "runtime"} <= set(re.findall(r"(\w+)=", resources[1])), name
+        assert name != "finetune" or "gpu=1" in resources[1]
