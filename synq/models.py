@@ -49,7 +49,7 @@ def build(architecture: str, classes: int, channels: int, image_size: int) -> nn
     except (TypeError, RuntimeError, AssertionError, ValueError) as error:
         raise ModelError(
             f"{architecture} cannot be built for {classes} classes of {channels}x{image_size}x"
-            f"{image_size} images: {str(error).splitlines()[0]}"
+            f"{image_size} images: {(str(error) or repr(error)).splitlines()[0]}"
         ) from None
     if shape != (2, classes):
         raise ModelError(
