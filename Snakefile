@@ -38,5 +38,5 @@ rule runs:
 
 
 onsuccess:
-    if os.path.isfile(ACCURACY) and not workflow.dryrun:
+    if table_is_current():
         print(f"The accuracy of every run is in {ACCURACY}", file=sys.stderr)

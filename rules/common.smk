@@ -92,6 +92,15 @@ def classes(wildcards):
     return shard_classes(wildcards.shard)
 
 
+def table_is_current():
+    """Whether the table was written after the metrics of every run of the grid."""
+    if not all(os.path.isfile(path) for path in [ACCURACY, *RUN_METRICS]):
+        return False
+    return all(
+        os.path.getmtime(path) <= os.path.getmtime(ACCURACY) for path in RUN_METRICS
+    )
+
+
 def megabytes(base):
     """Memory of an attempt: a job that was killed for it gets more the next time."""
     return lambda wildcards, attempt: base * attempt
