@@ -1,8 +1,7 @@
 """Teachers and students on disk: a checkpoint and everything that is needed to build it again."""
 
 import copy
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from synq.artifacts import file_sha256, read_checkpoint, write_checkpoint
+from synq.config import Model
 from synq.errors import ArtifactError
 from synq.models import build, frozen, load_weights
 from synq.quantization import quantize
+from synq.runtime import versions
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,29 @@ class Teacher:
         return quantize(copy.deepcopy(self.model), *bits).eval()
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherRecord:
-    """What a teacher's file says beside its tensors."""
-
-    name: str
-    architecture: str
-    classes: int
-    channels: int
-    image_size: int
-    mean: list[float]
-    std: list[float]
-    origin: str
-    versions: Mapping[str, str]
-
-
-def write_teacher(path: Path, tensors: Mapping[str, Tensor], record: TeacherRecord) -> None:
-    """Write a teacher as safetensors."""
-    write_checkpoint(path, "teacher", tensors, dataclasses.asdict(record))
+def write_teacher(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    settings: Model,
+    *,
+    name: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    origin: str,
+) -> None:
+    """Write a teacher as safetensors, with all that ``read_teacher`` needs to build it again."""
+    record = {
+        "name": name,
+        "architecture": settings.architecture,
+        "classes": settings.classes,
+        "channels": settings.channels,
+        "image_size": settings.image_size,
+        "mean": list(mean),
+        "std": list(std),
+        "origin": origin,
+        "versions": versions(),
+    }
+    write_checkpoint(path, "teacher", tensors, record)
 
 
 def read_teacher(path: Path, device: torch.device) -> Teacher:

@@ -10,8 +10,8 @@ from synq.artifacts import atomic, file_sha256
 from synq.config import Model
 from synq.errors import ArtifactError
 from synq.models import build, load_weights, read_weights
-from synq.networks import TeacherRecord, write_teacher
-from synq.runtime import progress, versions
+from synq.networks import write_teacher
+from synq.runtime import progress
 
 ATTEMPTS = 4
 TIMEOUT = 30  # seconds without a byte
@@ -35,18 +35,15 @@ def fetch(*, name: str, settings: Model, download: Path, output: Path) -> None:
                 )
     model = build(settings.architecture, settings.classes, settings.channels, settings.image_size)
     load_weights(model, read_weights(download), settings.weights)
-    record = TeacherRecord(
+    write_teacher(
+        output,
+        model.state_dict(),
+        settings,
         name=name,
-        architecture=settings.architecture,
-        classes=settings.classes,
-        channels=settings.channels,
-        image_size=settings.image_size,
-        mean=list(settings.mean),
-        std=list(settings.std),
+        mean=settings.mean,
+        std=settings.std,
         origin=f"{settings.weights} sha256:{wanted}",
-        versions=versions(),
     )
-    write_teacher(output, model.state_dict(), record)
 
 
 def _copy(source: Path, target: Path) -> None:

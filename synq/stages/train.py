@@ -9,8 +9,8 @@ from synq.augment import crop_and_flip
 from synq.config import Model, Train
 from synq.datasets import digits, normalise
 from synq.models import build
-from synq.networks import TeacherRecord, write_teacher
-from synq.runtime import generator_for, prepare, progress, versions
+from synq.networks import write_teacher
+from synq.runtime import generator_for, prepare, progress
 
 
 def train(
@@ -56,15 +56,12 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-    record = TeacherRecord(
+    write_teacher(
+        output,
+        network.state_dict(),
+        model,
         name=name,
-        architecture=model.architecture,
-        classes=model.classes,
-        channels=model.channels,
-        image_size=model.image_size,
         mean=mean,
         std=std,
         origin="trained on the embedded digits",
-        versions=versions(),
     )
-    write_teacher(output, network.state_dict(), record)
