@@ -52,7 +52,7 @@ def test_an_unknown_architecture_is_refused_with_the_nearest_or_where_to_look():
     assert "pytorchcv.model_provider" in refusal(build, "qqqqq", 10, 3, 32)
 
 
-@pytest.mark.parametrize("size", [8, 31, 64])
+@pytest.mark.parametrize("size", [8, 20, 64])
 def test_an_image_size_that_does_not_fit_is_refused(size):
     text = refusal(build, NAME, 10, 3, size)
     assert text.startswith(f"{NAME} cannot be built for 10 classes of 3x{size}x{size} images: ")
@@ -158,7 +158,7 @@ class Code:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda c, p: p.write_bytes(pickle.dumps(c))])
+@pytest.mark.parametrize("save", [torch.save, lambda c, p: p.write_bytes(pickle.dumps(c, 2))])
 def test_code_in_a_file_is_not_run(tmp_path, save):
     path, trace = tmp_path / "weights.pth", tmp_path / "trace"
     save({"weight": Code(str(trace))}, path)
@@ -170,7 +170,7 @@ def test_code_in_a_file_is_not_run(tmp_path, save):
 
 def test_batchnorms_are_named_in_order(network):
     layers = batchnorms(network)
-    assert len(layers) == 19
+    assert len(layers) == 21
     assert next(iter(layers)) == "features.init_block.bn"
     assert all(isinstance(layer, nn.BatchNorm2d) for layer in layers.values())
 
