@@ -160,11 +160,6 @@ class Synthesis:
 class Calibration:
     """How the student's activation ranges come from images."""
 
-    range_source: str = setting(
-        "images",
-        "images: the synthetic ones; generator: a conditional generator trained for it (GDFQ)",
-        choices=("images", "generator"),
-    )
     range_estimator: str = setting(
         "mse",
         "minmax: extremes of all images; ema: exponential average of batch extremes; "
@@ -182,7 +177,6 @@ class Calibration:
         above=0,
         maximum=2,
     )
-    generator_steps: int = setting(800, "training steps of the generator", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
