@@ -19,8 +19,11 @@ include: "rules/tables.smk"
 
 rule all:
     input:
-        ACCURACY,
-        f"{RESULTS}/tables/accuracy.csv",
+        expand(
+            f"{RESULTS}/tables/{{table}}.{{suffix}}",
+            table=TABLES,
+            suffix=["md", "csv", "tex"],
+        ),
         RUN_METRICS,
         # The files between the stages too: a job that a changed setting started and that was killed
         # has taken its old output with it, and nothing but this list misses it.

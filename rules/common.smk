@@ -1,5 +1,6 @@
 # What all rules share: the checked config, the settings of each job as flags, and the names of
 # results. The only place with functions.
+import hashlib
 import os
 import sys
 
@@ -29,23 +30,27 @@ LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
+# The stage that makes a model of each source, and an image set of each kind.
+MODEL_STAGES = {"train": "train", "file": "fetch"}
+IMAGE_STAGES = {"synthesis": "synthesize", "real": "collect"}
 RUN = "{model}/{bits}/{method}/seed{seed}"
 SHARD = "{model}/{image_set}/seed{seed}/{shard}"
 ACCURACY = f"{RESULTS}/tables/accuracy.md"
+TABLES = ["accuracy", *(["ablation"] if PLAN.ablation.methods else [])]
 RUN_METRICS = [f"{RESULTS}/runs/{RUN.format(**run)}/metrics.json" for run in RUNS]
 
 # Command-line flags of each job, by stage and wildcards: what a job's params look up, so that a
 # changed setting remakes what it changes and nothing else.
 FLAGS = {
+    "ablation": PLAN.ablation.full,
     "model": {name: flags(model) for name, model in PLAN.models.items()},
     **{
         stage: {model: flags(PLAN.settings(stage, model)) for model in PLAN.models}
         for stage in ("train", "evaluation", "test")
     },
-    "synthesis": {
+    "images": {
         model: {
-            name: flags(PLAN.settings("synthesis", model, image_set=name))
-            for name in PLAN.image_sets
+            name: flags(PLAN.image_settings(model, name)) for name in PLAN.image_sets
         }
         for model in PLAN.models
     },
@@ -62,6 +67,38 @@ FLAGS = {
 }
 
 
+def recipe(stage, model, method="", image_set="", **_):
+    """Digest of all that the stages before ``stage`` depend on, for its jobs' params.
+
+    A job that a changed setting started, and that was killed, has taken its old output with it.
+    Snakemake does not miss a file between the stages while the last file is there, but it does
+    notice that the last file was made by another recipe.
+    """
+    image_set = image_set or (PLAN.methods[method].images if method else "")
+    source = PLAN.models[model].source
+    steps = [[FLAGS["model"][model], digest(f"stages.{MODEL_STAGES[source]}")]]
+    if source == "train":
+        steps.append(FLAGS["train"][model])
+    if stage in ("finetune", "evaluate"):
+        made_by = IMAGE_STAGES[PLAN.image_sets[image_set].stage]
+        steps += [FLAGS["images"][model][image_set], digest(f"stages.{made_by}")]
+    if stage == "evaluate":
+        steps += [FLAGS["finetune"][model][method], digest("stages.finetune")]
+    return hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
+
+
+def made_from(stage):
+    """The recipe of a job's inputs, as a function of its wildcards."""
+    return lambda wildcards: recipe(stage, **wildcards)
+
+
+def made_from_runs(wildcards):
+    """The recipes of all runs, and what evaluates them."""
+    recipes = [recipe("evaluate", **run) for run in RUNS]
+    evaluated = [FLAGS["test"], FLAGS["evaluation"], digest("stages.evaluate")]
+    return hashlib.sha256(repr([recipes, evaluated]).encode()).hexdigest()[:16]
+
+
 def one_of(names):
     """A regular expression for these names; one that matches nothing where there are none."""
     return "|".join(names) or r"[^\s\S]"
@@ -69,6 +106,12 @@ def one_of(names):
 
 def models_from(source):
     return one_of(name for name, model in PLAN.models.items() if model.source == source)
+
+
+def image_sets_from(stage):
+    return one_of(
+        name for name, chosen in PLAN.image_sets.items() if chosen.stage == stage
+    )
 
 
 def shards_of(model, method, seed, **_):
@@ -82,6 +125,12 @@ def shards_of(model, method, seed, **_):
 
 def shards(wildcards):
     return shards_of(**wildcards)
+
+
+def ablation_metrics(wildcards):
+    """The runs of the ablation table: its methods and the one they are compared with."""
+    methods = {PLAN.ablation.full, *PLAN.ablation.methods}
+    return [path for run, path in zip(RUNS, RUN_METRICS) if run["method"] in methods]
 
 
 def image_set(wildcards):

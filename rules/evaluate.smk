@@ -20,6 +20,7 @@ rule evaluate_teacher:
         test=lookup(within=FLAGS, dpath="test/{model}"),
         settings=lookup(within=FLAGS, dpath="evaluation/{model}"),
         code=digest("stages.evaluate"),
+        made_from=made_from("evaluate_teacher"),
     message:
         "Evaluating {wildcards.model} in full precision."
     shell:
@@ -48,6 +49,7 @@ rule evaluate:
         test=lookup(within=FLAGS, dpath="test/{model}"),
         settings=lookup(within=FLAGS, dpath="evaluation/{model}"),
         code=digest("stages.evaluate"),
+        made_from=made_from("evaluate"),
     message:
         "Evaluating {wildcards.model} at {wildcards.bits}"
         " ({wildcards.method}, seed {wildcards.seed})."

@@ -24,6 +24,7 @@ rule finetune:
         image_set=image_set,
         settings=lookup(within=FLAGS, dpath="finetune/{model}/{method}"),
         code=digest("stages.finetune"),
+        made_from=made_from("finetune"),
     message:
         "Fine-tuning {wildcards.model} at {wildcards.bits}"
         " ({wildcards.method}, seed {wildcards.seed})."

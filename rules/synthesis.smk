@@ -1,4 +1,5 @@
-# Synthetic images, a job a shard. The only input is the network.
+# The images that students are trained on, a job a shard. Synthesis has the network as its only
+# input; an image set with source: real reads the few real images that the user names.
 
 
 rule synthesize:
@@ -9,7 +10,9 @@ rule synthesize:
     log:
         f"{LOGS}/synthesize/{SHARD}.log",
     benchmark:
-        f"{BENCHMARKS}/synthesize/{SHARD}.tsv"
+        f"{BENCHMARKS}/images/{SHARD}.tsv"
+    wildcard_constraints:
+        image_set=image_sets_from("synthesis"),
     conda:
         ENVIRONMENT
     threads: 1
@@ -18,12 +21,44 @@ rule synthesize:
         runtime=minutes(120),
     params:
         classes=classes,
-        settings=lookup(within=FLAGS, dpath="synthesis/{model}/{image_set}"),
+        settings=lookup(within=FLAGS, dpath="images/{model}/{image_set}"),
         code=digest("stages.synthesize"),
+        made_from=made_from("synthesize"),
     message:
         "Synthesizing {wildcards.shard} of {wildcards.model}"
         " ({wildcards.image_set}, seed {wildcards.seed})."
     shell:
         "python -m synq synthesize --teacher {input.teacher:q} --output {output.shard:q}"
+        " --classes {params.classes:q} --seed {wildcards.seed} {params.settings:q}"
+        " --threads {threads} > {log:q} 2>&1"
+
+
+rule collect:
+    input:
+        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+    output:
+        shard=f"{RESULTS}/synthetic/{SHARD}.h5",
+    log:
+        f"{LOGS}/collect/{SHARD}.log",
+    benchmark:
+        f"{BENCHMARKS}/images/{SHARD}.tsv"
+    wildcard_constraints:
+        image_set=image_sets_from("real"),
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=megabytes(3000),
+        runtime=minutes(30),
+    params:
+        classes=classes,
+        settings=lookup(within=FLAGS, dpath="images/{model}/{image_set}"),
+        code=digest("stages.collect"),
+        made_from=made_from("collect"),
+    message:
+        "Collecting real images, {wildcards.shard}, for {wildcards.model}"
+        " ({wildcards.image_set}, seed {wildcards.seed})."
+    shell:
+        "python -m synq collect --teacher {input.teacher:q} --output {output.shard:q}"
         " --classes {params.classes:q} --seed {wildcards.seed} {params.settings:q}"
         " --threads {threads} > {log:q} 2>&1"

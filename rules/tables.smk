@@ -1,7 +1,7 @@
 # What people read.
 
 
-rule tables:
+rule accuracy:
     input:
         metrics=RUN_METRICS,
     output:
@@ -10,15 +10,11 @@ rule tables:
             caption="../workflow/report/accuracy.rst",
             category="Tables",
         ),
-        csv=report(
-            f"{RESULTS}/tables/accuracy.csv",
-            caption="../workflow/report/accuracy.rst",
-            category="Tables",
-        ),
+        others=multiext(f"{RESULTS}/tables/accuracy", ".csv", ".tex"),
     log:
-        f"{LOGS}/tables.log",
+        f"{LOGS}/accuracy.log",
     benchmark:
-        f"{BENCHMARKS}/tables.tsv"
+        f"{BENCHMARKS}/accuracy.tsv"
     localrule: True
     conda:
         ENVIRONMENT
@@ -29,8 +25,41 @@ rule tables:
     params:
         benchmarks=BENCHMARKS,
         code=digest("stages.tables"),
+        made_from=made_from_runs,
     message:
-        "Writing the tables to {output.markdown}."
+        "Writing the table of all runs to {output.markdown}."
     shell:
         "python -m synq tables --metrics {input.metrics:q} --benchmarks {params.benchmarks:q}"
+        " --output {output.markdown:q} 2>&1 | tee {log:q}"
+
+
+rule ablation:
+    input:
+        metrics=ablation_metrics,
+    output:
+        markdown=report(
+            f"{RESULTS}/tables/ablation.md",
+            caption="../workflow/report/ablation.rst",
+            category="Tables",
+        ),
+        others=multiext(f"{RESULTS}/tables/ablation", ".csv", ".tex"),
+    log:
+        f"{LOGS}/ablation.log",
+    benchmark:
+        f"{BENCHMARKS}/ablation.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=megabytes(1000),
+        runtime=minutes(10),
+    params:
+        full=lookup(within=FLAGS, dpath="ablation"),
+        code=digest("stages.tables"),
+        made_from=made_from_runs,
+    message:
+        "Writing each method's difference to {params.full} to {output.markdown}."
+    shell:
+        "python -m synq ablation --metrics {input.metrics:q} --full {params.full:q}"
         " --output {output.markdown:q} 2>&1 | tee {log:q}"

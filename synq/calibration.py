@@ -66,9 +66,11 @@ def calibrate(student: nn.Module, batches: Iterable[Tensor], settings: Calibrati
     """Set the range of every quantized activation from batches ``[n, C, H, W]``, in place."""
     quantizers = activation_quantizers(student)
     observers = {name: Observer(module, settings) for name, module in quantizers.items()}
-    with torch.no_grad(), observing(student, observers):
+    with observing(student, observers):
+        # The batches may come from a generator that is trained between them.
         for images in batches:
-            student(images)
+            with torch.no_grad():
+                student(images)
     for name, observer in observers.items():
         if not torch.isfinite(observer.hi):
             raise DivergenceError(

@@ -45,6 +45,9 @@ _RUN = {
     "image_set": _word("name of the image set, for the record", metavar="NAME"),
 }
 _SEED = {"seed": _word("seed of all randomness", int, metavar="N")}
+_CLASSES = {"classes": _word("the classes", int, nargs="+", metavar="C")}
+_METRICS = {"metrics": _path("the metrics.json of every run", nargs="+")}
+_TABLE = {"output": _path("the table to write; gets the three suffixes")}
 _NAME = {"name": _word("name of the model, for the record", metavar="NAME")}
 
 COMMANDS = {
@@ -71,10 +74,21 @@ COMMANDS = {
         {
             **_TEACHER,
             "output": _path("the shard to write"),
-            "classes": _word("the classes", int, nargs="+", metavar="C"),
+            **_CLASSES,
             **_SEED,
         },
         {"settings": config.Synthesis},
+    ),
+    "collect": Command(
+        "collect.collect_shard",
+        "write real images of some classes as a shard like the synthetic ones (few-shot)",
+        {
+            **_TEACHER,
+            "output": _path("the shard to write"),
+            **_CLASSES,
+            **_SEED,
+        },
+        {"settings": config.RealImages},
     ),
     "finetune": Command(
         "finetune.finetune_student",
@@ -107,12 +121,22 @@ COMMANDS = {
         {"test": config.TestSet, "settings": config.Evaluation},
     ),
     "tables": Command(
-        "tables.write_tables",
-        "write the tables of all runs",
+        "tables.write_accuracy",
+        "write the accuracy of all runs as .csv, .md and .tex",
         {
-            "metrics": _path("the metrics.json of every run", nargs="+"),
+            **_METRICS,
             "benchmarks": _path("folder of the stages' seconds", metavar="DIR"),
-            "output": _path("the table to write; gets the suffixes .csv and .md"),
+            **_TABLE,
+        },
+        computes=False,
+    ),
+    "ablation": Command(
+        "tables.write_ablation",
+        "write each method's difference to the full one as .csv, .md and .tex",
+        {
+            **_METRICS,
+            "full": _word("the method that the others are compared with", metavar="NAME"),
+            **_TABLE,
         },
         computes=False,
     ),

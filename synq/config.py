@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from synq.errors import ConfigError
+from synq.published import PUBLISHED
 
 CAM_KINDS = ("off", "gradcam", "gradcam++")
 
@@ -86,10 +87,36 @@ class TestSet:
         choices=("digits", "folder"),
     )
     path: str = setting("", "path of the image folder (dataset: folder)")
+    published: str = setting(
+        "",
+        "the papers' benchmark that model and test set are, to show their numbers beside",
+        choices=("", *PUBLISHED),
+    )
 
     def __post_init__(self) -> None:
-        if self.dataset == "folder" and not self.path:
-            raise ConfigError("path is missing; dataset: folder needs the path of the folder")
+        _path_of_folder(self.dataset, self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealImages:
+    """A few real images in place of synthetic ones (image sets with source: real)."""
+
+    dataset: str = setting(
+        "none",
+        "none; digits (the part of them that is not the test set); folder (one directory a class)",
+        choices=("none", "digits", "folder"),
+    )
+    path: str = setting("", "path of the image folder (dataset: folder)")
+    images_per_class: int = setting(16, "images of each class, drawn by the seed", minimum=1)
+    classes_per_shard: int = setting(1, "classes in one file", minimum=1)
+
+    def __post_init__(self) -> None:
+        _path_of_folder(self.dataset, self.path)
+
+
+def _path_of_folder(dataset: str, path: str) -> None:
+    if dataset == "folder" and not path:
+        raise ConfigError("path is missing; dataset: folder needs the path of the folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +193,21 @@ class Calibration:
         "mse: the clip that minimises the L_p error of quantization",
         choices=("minmax", "ema", "mse"),
     )
-    range_images: int = setting(256, "images that the ranges are taken from, at most", minimum=1)
+    range_source: str = setting(
+        "images",
+        "images: those of the training, augmented and filtered as there; "
+        "generator: those of a conditional generator (GDFQ), while it is trained",
+        choices=("images", "generator"),
+    )
+    range_images: int = setting(
+        256, "images that the ranges are taken from, at most (range_source: images)", minimum=1
+    )
+    generator_steps: int = setting(800, "training steps of the generator", minimum=1)
+    generator_batch_size: int = setting(16, "images of each such step", minimum=2)
+    generator_learning_rate: float = setting(1e-3, "Adam's learning rate for it", above=0)
+    generator_bn_weight: float = setting(
+        0.1, "weight of its BatchNorm alignment beside the cross-entropy", minimum=0
+    )
     range_power: float = setting(2.4, "p of the L_p error (mse)", above=0)
     range_momentum: float = setting(
         0.9, "share of the old range that a batch keeps (ema)", minimum=0, maximum=1
@@ -251,6 +292,14 @@ class Grid:
     seeds: tuple[int, ...] = setting(text="seeds of the images and of the fine-tuning", minimum=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """The table that compares methods with one of them."""
+
+    full: str = setting("synq", "the method that the others are compared with")
+    methods: tuple[str, ...] = setting((), "its rows, names under methods; none: no such table")
+
+
 def settings_of(cls: type) -> dict[str, tuple[dataclasses.Field, Any]]:
     """Name -> (field, type) of a settings class, in the order of its definition."""
     hints = typing.get_type_hints(cls)
@@ -294,6 +343,9 @@ def check(value: Any, field: dataclasses.Field, kind: Any, where: str) -> Any:
         inner = typing.get_args(kind)[0]
         entries = enumerate(value)
         return tuple(check(entry, field, inner, f"{where}[{i}]") for i, entry in entries)
+    # YAML reads a bare off as false.
+    if value is False and "off" in (field.metadata["choices"] or ()):
+        value = "off"
     return _in_range(_typed(value, kind, where), field, where)
 
 

@@ -91,11 +91,12 @@ def digits(split: str, channels: int, size: int) -> Images:
     return Images(torch.from_numpy(data.target[chosen]).long(), images.__getitem__, 10)
 
 
-def folder(path: Path, channels: int, size: int) -> Images:
+def folder(path: str, channels: int, size: int) -> Images:
     """Images in one directory a class; classes are numbered in the order of their names."""
-    if not path.is_dir():
-        raise DataError(f"{path} is not a folder; data names the folder that holds the classes")
-    classes = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    root = Path(path)
+    if not root.is_dir():
+        raise DataError(f"{path} is not a folder; path names the folder that holds the classes")
+    classes = sorted(entry for entry in root.iterdir() if entry.is_dir())
     files = [
         (file, number)
         for number, directory in enumerate(classes)
@@ -106,3 +107,24 @@ def folder(path: Path, channels: int, size: int) -> Images:
         raise DataError(f"{path} holds no images; it needs one folder a class with images in it")
     labels = torch.tensor([number for _, number in files])
     return Images(labels, _Files([file for file, _ in files], channels, size), len(classes))
+
+
+def read(
+    dataset: str,
+    path: str,
+    split: str,
+    *,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    name: str,
+) -> Images:
+    """The images that a config names, for the network ``name`` of that many classes and input.
+
+    ``split`` is ``test`` or ``train``; a folder is what it is. Raises DataError where the images
+    are not of as many classes.
+    """
+    channels, size, _ = image_shape
+    images = digits(split, channels, size) if dataset == "digits" else folder(path, channels, size)
+    if images.classes != classes:
+        raise DataError(f"the images have {images.classes} classes, but {name} has {classes}")
+    return images

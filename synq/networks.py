@@ -1,6 +1,8 @@
 """Teachers and students on disk: a checkpoint and everything that is needed to build it again."""
 
 import copy
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from synq.artifacts import file_sha256, read_checkpoint, write_checkpoint
-from synq.config import Model
-from synq.errors import ArtifactError
+from synq.config import Model, RealImages, Synthesis
+from synq.errors import ArtifactError, ConfigError
 from synq.models import build, frozen, load_weights
 from synq.quantization import quantize
 from synq.runtime import versions
@@ -92,3 +94,28 @@ def check_teacher(record: Mapping[str, Any], teacher: Teacher, path: Path) -> No
             f"{str(record.get('teacher_sha256'))[:12]}..., not {teacher.sha256[:12]}...); "
             "delete it and run the fine-tuning again"
         )
+
+
+def check_classes(classes: Sequence[int], teacher: Teacher) -> None:
+    """ConfigError where the teacher has no such class."""
+    for number in classes:
+        if not 0 <= number < teacher.classes:
+            raise ConfigError(
+                f"class {number} does not exist; {teacher.name} has 0 to {teacher.classes - 1}"
+            )
+
+
+def shard_record(
+    teacher: Teacher, classes: Sequence[int], seed: int, settings: Synthesis | RealImages
+) -> dict[str, Any]:
+    """The attributes of a shard that was made with this teacher."""
+    return {
+        "classes": classes,
+        "model": teacher.name,
+        "teacher_sha256": teacher.sha256,
+        "mean": teacher.mean,
+        "std": teacher.std,
+        "seed": seed,
+        "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
+        "versions": versions(),
+    }

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from synq.config import (
+    Ablation,
     Calibration,
     Evaluation,
     Finetune,
     Grid,
     Model,
+    RealImages,
     Synthesis,
     TestSet,
     Train,
@@ -29,14 +31,25 @@ from synq.errors import ConfigError
 STAGES = {
     "train": Train,
     "synthesis": Synthesis,
+    "real": RealImages,
     "calibration": Calibration,
     "finetune": Finetune,
     "evaluation": Evaluation,
     "test": TestSet,
 }
 METHOD_STAGES = ("calibration", "finetune")
-SECTIONS = ("results", "grid", "models", "image_sets", "methods", *STAGES)
+# Where an image set comes from, and with it the stage that makes it.
+IMAGE_STAGES = ("synthesis", "real")
+SECTIONS = ("results", "grid", "models", "image_sets", "methods", "ablation", *STAGES)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What a run trains on: the stage that makes it, and what it changes of its settings."""
+
+    stage: str
+    overrides: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,27 +68,32 @@ class Plan:
     results: str
     grid: Grid
     models: Mapping[str, Model]
-    image_sets: Mapping[str, Mapping[str, Any]]
+    image_sets: Mapping[str, ImageSet]
     methods: Mapping[str, Method]
+    ablation: Ablation
     sections: Mapping[str, Mapping[str, Any]]
     model_sections: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
-    def settings(self, stage: str, model: str, *, image_set: str = "", method: str = "") -> Any:
+    def settings(self, stage: str, model: str, *, method: str = "") -> Any:
         """The settings of a stage as its dataclass."""
-        last: Mapping[str, Any] = {}
-        where = f"models.{model}.{stage}"
-        if image_set:
-            last, where = self.image_sets[image_set], f"image_sets.{image_set}"
-        if method:
-            last = self.methods[method].overrides.get(stage, {})
-            where = f"methods.{method}.{stage}"
+        if not method:
+            return self._merged(stage, model, {}, f"models.{model}.{stage}")
+        last = self.methods[method].overrides.get(stage, {})
+        return self._merged(stage, model, last, f"methods.{method}.{stage}")
+
+    def image_settings(self, model: str, image_set: str) -> Any:
+        """The settings of the stage that makes an image set."""
+        chosen = self.image_sets[image_set]
+        return self._merged(chosen.stage, model, chosen.overrides, f"image_sets.{image_set}")
+
+    def _merged(self, stage: str, model: str, last: Mapping[str, Any], where: str) -> Any:
         layers = (self.sections[stage], self.model_sections[model].get(stage, {}), last)
         merged = {key: value for layer in layers for key, value in layer.items()}
         return convert(STAGES[stage], merged, where)
 
     def shards(self, model: str, image_set: str) -> list[str]:
         """Names of the shards of a seed, e.g. class-0003, or classes-0002-0003 where grouped."""
-        size = self.settings("synthesis", model, image_set=image_set).classes_per_shard
+        size = self.image_settings(model, image_set).classes_per_shard
         last = self.models[model].classes - 1
         return [
             shard_name(first, min(first + size - 1, last)) for first in range(0, last + 1, size)
@@ -115,7 +133,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
         convert(STAGES[stage], section, stage)
     models, model_sections = _models(config["models"])
     image_sets = {
-        _name(name, "image_sets"): mapping(values or {}, f"image_sets.{name}")
+        _name(name, "image_sets"): _image_set(values or {}, f"image_sets.{name}")
         for name, values in mapping(config["image_sets"], "image_sets").items()
     }
     methods = {
@@ -124,8 +142,10 @@ def plan(config: Mapping[str, Any]) -> Plan:
     }
     grid = convert(Grid, config["grid"], "grid")
     _check_grid(grid, models, methods)
+    ablation = convert(Ablation, config.get("ablation") or {}, "ablation")
+    _check_ablation(ablation, grid, methods)
     results = _results(config.get("results", "results"))
-    whole = Plan(results, grid, models, image_sets, methods, sections, model_sections)
+    whole = Plan(results, grid, models, image_sets, methods, ablation, sections, model_sections)
     _check_layers(whole)
     return whole
 
@@ -146,16 +166,34 @@ def _check_grid(grid: Grid, models: Mapping[str, Model], methods: Mapping[str, M
         parse_bits(bits, f"grid.bits[{index}]")
 
 
+def _check_ablation(ablation: Ablation, grid: Grid, methods: Mapping[str, Method]) -> None:
+    if not ablation.methods:
+        return
+    for name in (ablation.full, *ablation.methods):
+        if name not in methods:
+            raise ConfigError(f"ablation names {name!r}; {nearest(name, methods)}")
+        if name not in grid.methods:
+            raise ConfigError(f"ablation names {name!r}, which is not among grid.methods; add it")
+
+
 def _check_layers(whole: Plan) -> None:
     """Layers that are each right can still be wrong together."""
     for model in whole.models:
         for stage in ("train", "evaluation", "test"):
             whole.settings(stage, model)
         for image_set in whole.image_sets:
-            whole.settings("synthesis", model, image_set=image_set)
+            whole.image_settings(model, image_set)
         for method in whole.methods:
             for stage in METHOD_STAGES:
                 whole.settings(stage, model, method=method)
+    for model in whole.grid.models:
+        for method in whole.grid.methods:
+            image_set = whole.methods[method].images
+            if getattr(whole.image_settings(model, image_set), "dataset", "") == "none":
+                raise ConfigError(
+                    f"method {method} trains on real images, but models.{model}.real names none; "
+                    "write real: {dataset: folder, path: ...} there"
+                )
 
 
 def _results(value: Any) -> str:
@@ -192,7 +230,16 @@ def _models(config: Any) -> tuple[dict[str, Model], dict[str, dict[str, Mapping[
     return models, sections
 
 
-def _method(name: str, values: Any, image_sets: Mapping[str, Any]) -> Method:
+def _image_set(values: Any, where: str) -> ImageSet:
+    overrides = dict(mapping(values, where))
+    stage = overrides.pop("source", "synthesis")
+    if stage not in IMAGE_STAGES:
+        raise ConfigError(f"{where}.source is {stage!r}; {nearest(stage, IMAGE_STAGES)}")
+    convert(STAGES[stage], overrides, where)
+    return ImageSet(stage, overrides)
+
+
+def _method(name: str, values: Any, image_sets: Mapping[str, ImageSet]) -> Method:
     where = f"methods.{name}"
     mapping(values, where)
     known = ("images", "text", *METHOD_STAGES)

@@ -13,8 +13,8 @@ from synq.config import Synthesis
 from synq.errors import DivergenceError
 from synq.hooks import recorded
 from synq.losses import Statistics
-from synq.models import batchnorms
 from synq.runtime import progress
+from synq.statistician import Statistician
 
 SMALLEST_LEARNING_RATE = 1e-4
 
@@ -25,29 +25,6 @@ class Synthesized(NamedTuple):
     images: Tensor
     labels: Tensor
     confidence: Tensor
-
-
-class Statistician:
-    """Reads the statistics of every BatchNorm input, in the order of execution."""
-
-    def __init__(self, teacher: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        self.teacher = teacher
-        layers = batchnorms(teacher)
-        example = next(teacher.parameters()).new_zeros(1, *image_shape)
-        with torch.no_grad(), recorded(layers, inputs=True) as record:
-            teacher(example)
-        self.layers = {name: layers[name] for name in record}
-        ordered = list(self.layers.values())
-        state = [(layer.running_mean, layer.running_var) for layer in ordered]
-        self.running = Statistics(
-            [mean for mean, _ in state if mean is not None],
-            [variance for _, variance in state if variance is not None],
-        )
-        # TexQ's "deep" layers begin here.
-        self.first_deep = max((len(ordered) + 2) // 2 - 2, 0)
-
-    def batch(self, record: dict[str, Tensor]) -> Statistics:
-        return losses.batch_statistics([record[name] for name in self.layers])
 
 
 def synthesize(

@@ -43,6 +43,8 @@ WRONG = {
     "evaluate-teacher": "--teacher none --output o",
     "evaluate": "--teacher none --teacher-metrics m --snapshots s --output o",
     "tables": "--metrics none --benchmarks b --output o",
+    "ablation": "--metrics none --full synq --output o",
+    "collect": "--teacher none --output o --classes 0 --seed 0 --dataset digits",
     "synthesize": "--teacher none --output o --classes 0 --seed 0",
     "train": "--name n --output o --source train --architecture resnet20_cifar --classes 10"
     " --image-size 32",
@@ -202,7 +204,7 @@ def test_a_user_error_is_told_and_a_bug_keeps_its_traceback(capsys, monkeypatch,
     def fail(**_):
         raise error
 
-    monkeypatch.setattr(tables, "write_tables", fail)
+    monkeypatch.setattr(tables, "write_accuracy", fail)
     arguments = ["tables", "--metrics", "m", "--benchmarks", "b", "--output", "o"]
     if isinstance(error, DivergenceError):
         assert error_line(capsys, *arguments) == "synq: error: the loss is nan\n"

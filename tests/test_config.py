@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+import yaml
 
 from synq import cli, config
 from synq.errors import ConfigError
@@ -237,3 +238,8 @@ def test_flags_of_the_defaults_give_the_defaults(cls):
 def test_a_number_keeps_every_digit_as_a_flag(value):
     settings = finetune(ce_weight=value)
     assert parsed(settings).ce_weight == value
+
+
+def test_a_bare_off_which_yaml_reads_as_false_is_off():
+    assert finetune(**yaml.safe_load("{lowpass: off, cam: off}")).lowpass == "off"
+    assert "keep is False, not a text" in message(finetune, keep=False)

@@ -29,7 +29,7 @@ def save(path, colour, size=(8, 8)):
 def test_folder_numbers_classes_by_name(tmp_path):
     save(tmp_path / "b" / "1.png", (255, 0, 0))
     save(tmp_path / "a" / "2.png", (0, 0, 255))
-    images = folder(tmp_path, 3, 8)
+    images = folder(str(tmp_path), 3, 8)
     assert images.classes == 2
     assert images.labels.tolist() == [0, 1]
     pixels = images.read(torch.tensor([0, 1]))
@@ -42,20 +42,20 @@ def test_other_sizes_are_resized_and_cropped_in_the_middle(tmp_path):
     array[:, 20:60] = 255
     (tmp_path / "a").mkdir()
     Image.fromarray(array).save(tmp_path / "a" / "x.png")
-    pixels = folder(tmp_path, 3, 8).read(torch.tensor([0]))
+    pixels = folder(str(tmp_path), 3, 8).read(torch.tensor([0]))
     assert pixels.shape == (1, 3, 8, 8)
     assert pixels.min() > 0.9
 
 
 def test_grey_images_have_one_channel(tmp_path):
     save(tmp_path / "a" / "x.png", (255, 255, 255))
-    assert folder(tmp_path, 1, 8).read(torch.tensor([0])).shape == (1, 1, 8, 8)
+    assert folder(str(tmp_path), 1, 8).read(torch.tensor([0])).shape == (1, 1, 8, 8)
 
 
 def test_batches_are_normalised_and_in_order(tmp_path):
     for name in "abc":
         save(tmp_path / name / "x.png", (255, 255, 255))
-    parts = list(folder(tmp_path, 3, 8).batches(2, [0.5, 0.5, 0.5], [0.25, 0.25, 0.5]))
+    parts = list(folder(str(tmp_path), 3, 8).batches(2, [0.5, 0.5, 0.5], [0.25, 0.25, 0.5]))
     assert [len(images) for images, _ in parts] == [2, 1]
     assert torch.cat([labels for _, labels in parts]).tolist() == [0, 1, 2]
     assert parts[0][0][0, :, 0, 0].tolist() == [2, 2, 1]
@@ -63,10 +63,10 @@ def test_batches_are_normalised_and_in_order(tmp_path):
 
 def test_missing_empty_and_broken_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="not a folder"):
-        folder(tmp_path / "none", 3, 8)
+        folder(str(tmp_path / "none"), 3, 8)
     with pytest.raises(DataError, match="holds no images"):
-        folder(tmp_path, 3, 8)
+        folder(str(tmp_path), 3, 8)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"x\.png"):
-        folder(tmp_path, 3, 8).read(torch.tensor([0]))
+        folder(str(tmp_path), 3, 8).read(torch.tensor([0]))

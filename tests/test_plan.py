@@ -63,7 +63,7 @@ def test_the_last_layer_of_finetune_wins(config):
 
 def test_the_last_layer_of_synthesis_wins(config):
     def iterations():
-        return plan(config).settings("synthesis", "tiny", image_set="hard").iterations
+        return plan(config).image_settings("tiny", "hard").iterations
 
     assert iterations() == 1000
     config["synthesis"] = {"iterations": 3}
@@ -216,3 +216,82 @@ def test_the_shards_hold_every_class_once_in_order(config, classes, size):
 def test_the_name_of_a_shard_gives_its_classes(first, last, name):
     assert shard_name(first, last) == name
     assert shard_classes(name) == list(range(first, last + 1))
+
+
+def test_an_image_set_of_real_images_has_their_settings(config):
+    config["image_sets"]["few"] = {"source": "real", "images_per_class": 5}
+    config["models"]["tiny"]["real"] = {"dataset": "folder", "path": "photographs"}
+    whole = plan(config)
+    settings = whole.image_settings("tiny", "few")
+    assert whole.image_sets["few"].stage == "real"
+    assert (settings.dataset, settings.path, settings.images_per_class) == (
+        "folder",
+        "photographs",
+        5,
+    )
+    assert len(whole.shards("tiny", "few")) == 10
+
+
+def test_a_method_of_the_grid_without_its_real_images_is_refused(config):
+    config["image_sets"]["few"] = {"source": "real"}
+    config["methods"]["few-shot"] = {"images": "few"}
+    plan(config)
+    config["grid"]["methods"] = ["ours", "few-shot"]
+    assert "models.tiny.real names none" in message(config)
+
+
+def test_an_unknown_source_of_an_image_set_is_refused(config):
+    config["image_sets"]["few"] = {"source": "reel"}
+    assert message(config) == "image_sets.few.source is 'reel'; did you mean real?"
+
+
+@pytest.mark.parametrize(
+    ("ablation", "text"),
+    [
+        ({"methods": ["our"], "full": "ours"}, "did you mean ours?"),
+        ({"methods": ["ours"]}, "'synq'; there is ours, other"),
+        ({"methods": ["other"], "full": "ours"}, "not among grid.methods"),
+        ({"rows": ["ours"]}, "ablation.rows is not a setting"),
+    ],
+)
+def test_an_ablation_of_methods_that_are_not_run_is_refused(config, ablation, text):
+    config["methods"]["other"] = {"images": "hard"}
+    config["ablation"] = ablation
+    assert text in message(config)
+
+
+def shown(config):
+    whole = plan(config)
+    return {
+        name: (
+            method.images,
+            whole.settings("calibration", "digits-resnet20", method=name),
+            whole.settings("finetune", "digits-resnet20", method=name),
+        )
+        for name, method in whole.methods.items()
+    }
+
+
+def test_no_two_methods_of_the_project_are_the_same():
+    methods = shown(read(PROJECT / "config.yaml"))
+    assert len(set(methods.values())) == len(methods)
+
+
+def test_the_ablation_switches_exactly_its_three_parts():
+    methods = shown(read(PROJECT / "config.yaml"))
+    parts = {
+        "filter": ("lowpass", "batch"),
+        "cam": ("cam", "gradcam"),
+        "soft": ("hard_labels", "easy"),
+    }
+    rows = ["none", "filter", "cam", "soft", "filter-cam", "filter-soft", "cam-soft"]
+    *same, full = methods["synq"]
+    for row in rows:
+        *others, settings = methods[row]
+        assert others == same
+        for part, (field, value) in parts.items():
+            assert (getattr(settings, field) == value) == (part in row)
+        changed = {field for field, _ in parts.values()}
+        assert {
+            name for name, value in vars(settings).items() if value != getattr(full, name)
+        } <= changed

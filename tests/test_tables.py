@@ -2,14 +2,15 @@ import math
 
 import pytest
 
-from synq.tables import accuracy_table, readable
+from synq.tables import ablation_table, accuracy_table, readable
 
 
-def metrics(seed, selected, bits="w4a4", seconds=10.0):
+def metrics(seed, selected, bits="w4a4", seconds=10.0, method="synq", published=""):
     return {
         "model": "net",
         "bits": bits,
-        "method": "synq",
+        "method": method,
+        "published": published,
         "seed": seed,
         "images": 160,
         "weight_bytes": 1500,
@@ -50,3 +51,34 @@ def test_readable_table_says_mean_and_deviation():
     shown = readable(table)
     assert shown["selected"].tolist() == ["91.00 ± 1.41"]
     assert shown["kB"].tolist() == ["1.5"]
+
+
+def test_published_numbers_stand_beside_ours_where_the_benchmark_is_theirs():
+    ours = [
+        metrics(0, 90.0, published="resnet20-cifar10"),
+        metrics(0, 90.0, published="resnet20-cifar10", method="synq-paper"),
+        metrics(0, 90.0, published="resnet20-cifar10", method="mine"),
+        metrics(0, 90.0, published="resnet20-cifar10", bits="w5a5"),
+    ]
+    shown = readable(accuracy_table(ours))
+    assert shown["published"].tolist() == ["92.76", "92.76", "", ""]
+    assert "published" not in readable(accuracy_table([metrics(0, 90.0)]))
+
+
+def test_ablation_takes_differences_seed_by_seed():
+    full = [metrics(0, 90.0), metrics(1, 80.0)]
+    other = [metrics(0, 88.0, method="none"), metrics(1, 79.0, method="none")]
+    table = ablation_table([*other, *full], "synq").set_index("method")
+    assert table.loc["none", "selected_difference_mean"] == pytest.approx(-1.5)
+    # The seeds differ by ten points; their differences by one.
+    assert table.loc["none", "selected_difference_std"] == pytest.approx(0.5**0.5)
+    assert table.loc["synq", "last_difference_mean"] == 0
+    shown = readable(table.reset_index())
+    assert shown["selected difference"].tolist() == ["-1.50 ± 0.71", "+0.00 ± 0.00"]
+
+
+def test_ablation_leaves_a_seed_without_its_partner_out():
+    entries = [metrics(0, 90.0), metrics(0, 88.0, method="none"), metrics(1, 50.0, method="none")]
+    table = ablation_table(entries, "synq").set_index("method")
+    assert table.loc["none", "selected_difference_mean"] == pytest.approx(-2)
+    assert readable(table.reset_index())["seeds"].tolist() == [1, 2]

@@ -9,8 +9,8 @@ import torch
 
 from synq.artifacts import FORMAT, read_json, write_json
 from synq.config import Evaluation, TestSet, parse_bits
-from synq.datasets import Images, digits, folder
-from synq.errors import ArtifactError, DataError
+from synq.datasets import Images, read
+from synq.errors import ArtifactError
 from synq.evaluation import top1
 from synq.networks import Teacher, check_teacher, read_teacher
 from synq.quantization import packed_bytes
@@ -88,6 +88,7 @@ def evaluate_run(
             {**entry, "top1": accuracies.get(entry["epoch"])} for entry in record["history"]
         ],
         "weight_bytes": record["weight_bytes"],
+        "published": test.published,
         "test_images": len(images),
         "settings": {key: record[key] for key in ("calibration", "finetune")},
         "versions": versions(),
@@ -98,16 +99,14 @@ def evaluate_run(
 
 
 def _test_images(network: Teacher, test: TestSet) -> Images:
-    channels, size, _ = network.image_shape
-    if test.dataset == "digits":
-        images = digits("test", channels, size)
-    else:
-        images = folder(Path(test.path), channels, size)
-    if images.classes != network.classes:
-        raise DataError(
-            f"the test images have {images.classes} classes, {network.name} has {network.classes}"
-        )
-    return images
+    return read(
+        test.dataset,
+        test.path,
+        "test",
+        classes=network.classes,
+        image_shape=network.image_shape,
+        name=network.name,
+    )
 
 
 def _top1(

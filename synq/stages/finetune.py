@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from synq.artifacts import atomic, read_checkpoint, write_checkpoint
 from synq.calibration import calibrate
 from synq.config import Calibration, Finetune, parse_bits
 from synq.errors import ArtifactError, ConfigError
+from synq.generator import GeneratorTraining
 from synq.networks import read_teacher, student_tensors
 from synq.quantization import packed_bytes
 from synq.runtime import generator_for, prepare, versions
@@ -64,9 +65,18 @@ def finetune_student(
         if not len(images.train):
             raise ConfigError("finetune.holdout leaves no image to train on; lower it")
         student = network.student(widths).to(target)
-        state = _resume(work, record, student) or _start(
-            student, images, calibration, settings, seed
-        )
+        state = _resume(work, record, student)
+        if state is None:
+            generator = generator_for(seed, "calibration")
+            if calibration.range_source == "generator":
+                training = GeneratorTraining(
+                    network.model, network.classes, network.image_shape, calibration, generator
+                )
+                batches = training.batches()
+            else:
+                batches = _range_batches(images, calibration, settings, generator)
+            calibrate(student, batches, calibration)
+            state = Progress()
         for reached in finetune(network.model, student, images, settings, seed, state):
             state = reached
             _save(work, record, student, state)
@@ -74,19 +84,13 @@ def finetune_student(
     _finish(work, record, state, settings, packed_bytes(student, widths[0]), output, snapshots)
 
 
-def _start(
-    student: nn.Module,
-    images: Images,
-    calibration: Calibration,
-    settings: Finetune,
-    seed: int,
-) -> Progress:
-    """Set the activation ranges from images as the training will see them."""
-    generator = generator_for(seed, "calibration")
+def _range_batches(
+    images: Images, calibration: Calibration, settings: Finetune, generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """Images as the training will see them, for the activation ranges."""
     order = images.train[torch.randperm(len(images.train), generator=generator)]
-    chosen = order[: calibration.range_images].split(settings.batch_size)
-    calibrate(student, (images.batch(part, generator)[0] for part in chosen), calibration)
-    return Progress()
+    for indices in order[: calibration.range_images].split(settings.batch_size):
+        yield images.batch(indices, generator)[0]
 
 
 def _epoch_file(work: Path, epoch: int) -> Path:

@@ -1,16 +1,13 @@
 """One shard of synthetic images. Needs the teacher alone, and opens no data set."""
 
-import dataclasses
-import json
 from pathlib import Path
 
 import torch
 
 from synq.config import Synthesis
-from synq.errors import ConfigError
 from synq.losses import Statistics
-from synq.networks import Teacher, read_teacher
-from synq.runtime import generator_for, prepare, versions
+from synq.networks import Teacher, check_classes, read_teacher, shard_record
+from synq.runtime import generator_for, prepare
 from synq.shards import write_shard
 from synq.synthesis import Synthesized, calibration_centres, synthesize
 
@@ -28,11 +25,7 @@ def synthesize_shard(
     """Synthesize ``images_per_class`` images of each of ``classes`` and write them."""
     target = prepare(device, threads)
     network = read_teacher(teacher, target)
-    for number in classes:
-        if not 0 <= number < network.classes:
-            raise ConfigError(
-                f"class {number} does not exist; {network.name} has 0 to {network.classes - 1}"
-            )
+    check_classes(classes, network)
     centres = None
     if settings.deep_weight > 0:
         # Every shard needs the same centres, so they depend on the seed and not on the classes.
@@ -47,20 +40,7 @@ def synthesize_shard(
     labels = torch.tensor(classes).repeat(settings.images_per_class)
     generator = generator_for(seed, "synthesis", *classes)
     result = _in_batches(network, labels, settings, generator, centres)
-    write_shard(
-        output,
-        *result,
-        {
-            "classes": classes,
-            "model": network.name,
-            "teacher_sha256": network.sha256,
-            "mean": network.mean,
-            "std": network.std,
-            "seed": seed,
-            "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
-            "versions": versions(),
-        },
-    )
+    write_shard(output, *result, shard_record(network, classes, seed, settings))
 
 
 def _in_batches(

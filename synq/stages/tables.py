@@ -5,23 +5,46 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+from tabulate import tabulate
 
 from synq.artifacts import atomic, read_json
-from synq.tables import accuracy_table, readable
+from synq.errors import ConfigError
+from synq.tables import ablation_table, accuracy_table, readable
 
 
-def write_tables(*, metrics: Sequence[Path], benchmarks: Path, output: Path) -> None:
-    """Write ``output`` with the suffixes .csv and .md; ``benchmarks`` holds the stages' seconds."""
+def write_accuracy(*, metrics: Sequence[Path], benchmarks: Path, output: Path) -> None:
+    """Write the accuracy of all runs; ``benchmarks`` holds the stages' seconds."""
     entries = [read_json(path, "metrics") for path in metrics]
     entries = [{**entry, "seconds": _seconds(benchmarks, entry)} for entry in entries]
-    table = accuracy_table(entries)
+    _write(accuracy_table(entries), output)
+
+
+def write_ablation(*, metrics: Sequence[Path], full: str, output: Path) -> None:
+    """Write the accuracy of all runs and each method's difference to ``full``."""
+    entries = [read_json(path, "metrics") for path in metrics]
+    if full not in {entry["method"] for entry in entries}:
+        raise ConfigError(f"full is {full!r}, but none of the metrics is of that method")
+    _write(ablation_table(entries, full), output)
+
+
+def _write(table: pandas.DataFrame, output: Path) -> None:
+    """The numbers as CSV, the readable form as Markdown and LaTeX."""
+    shown = readable(table)
+    markdown = shown.to_markdown(index=False, disable_numparse=True)
+    latex = tabulate(
+        shown.to_numpy().tolist(),
+        list(shown.columns),
+        tablefmt="latex_booktabs",
+        disable_numparse=True,
+    )
     with atomic(output.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4f")
+    with atomic(output.with_suffix(".tex")) as temporary:
+        temporary.write_text(latex.replace("±", r"$\pm$") + "\n", "utf-8")
     with atomic(output.with_suffix(".md")) as temporary:
-        text = readable(table).to_markdown(index=False, disable_numparse=True)
-        temporary.write_text(text + "\n", "utf-8")
-    print(text)
-    print(f"\nThe table is in {output.with_suffix('.md')} and {output.with_suffix('.csv')}")
+        temporary.write_text(markdown + "\n", "utf-8")
+    print(markdown)
+    print(f"\nThe table is in {output.with_suffix('.md')}, .csv and .tex")
 
 
 def _seconds(benchmarks: Path, entry: dict[str, Any]) -> dict[str, float]:
@@ -30,7 +53,7 @@ def _seconds(benchmarks: Path, entry: dict[str, Any]) -> dict[str, float]:
     run = Path(entry["model"], entry["bits"], entry["method"], f"{seed}.tsv")
     images = Path(entry["model"], entry["image_set"], seed)
     files = {
-        "synthesis": [Path("synthesize", images, f"{shard}.tsv") for shard in entry["shards"]],
+        "synthesis": [Path("images", images, f"{shard}.tsv") for shard in entry["shards"]],
         "finetune": [Path("finetune", run)],
         "evaluate": [Path("evaluate", run)],
     }

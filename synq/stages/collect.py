@@ -1,0 +1,53 @@
+"""One shard of real images, in the format of the synthetic ones (few-shot fine-tuning)."""
+
+from pathlib import Path
+
+import torch
+
+from synq.config import RealImages
+from synq.datasets import normalise, read
+from synq.errors import ConfigError, DataError
+from synq.networks import check_classes, read_teacher, shard_record
+from synq.runtime import generator_for, prepare
+from synq.shards import write_shard
+from synq.synthesis import judged
+
+
+def collect_shard(
+    *,
+    teacher: Path,
+    output: Path,
+    classes: list[int],
+    seed: int,
+    settings: RealImages,
+    device: str,
+    threads: int,
+) -> None:
+    """Draw ``images_per_class`` real images of each of ``classes`` by the seed and write them."""
+    if settings.dataset == "none":
+        raise ConfigError("dataset is none; real images need dataset: digits or folder")
+    network = read_teacher(teacher, prepare(device, threads))
+    check_classes(classes, network)
+    images = read(
+        settings.dataset,
+        settings.path,
+        "train",
+        classes=network.classes,
+        image_shape=network.image_shape,
+        name=network.name,
+    )
+    chosen = []
+    for number in classes:
+        own = (images.labels == number).nonzero().squeeze(1)
+        if len(own) < settings.images_per_class:
+            raise DataError(
+                f"class {number} has {len(own)} images, fewer than images_per_class "
+                f"({settings.images_per_class}); give more or ask for fewer"
+            )
+        # The draw of a class does not depend on how classes are grouped in shards.
+        order = torch.randperm(len(own), generator=generator_for(seed, "real", number))
+        chosen.append(own[order[: settings.images_per_class]])
+    indices = torch.cat(chosen)
+    pixels = normalise(images.read(indices), network.mean, network.std)
+    result = judged(network.model, pixels, images.labels[indices])
+    write_shard(output, *result, shard_record(network, classes, seed, settings))
