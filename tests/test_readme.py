@@ -1,0 +1,93 @@
+"""What the README says can be typed, and what it promises is there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from synq.plan import plan
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", README, re.MULTILINE)
+LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+COMMANDS = [
+    part.strip()
+    for line in LINES
+    if re.match(r"(pip|snakemake|synq|pytest|make)\b", line)
+    for part in line.partition(" #")[0].split("&&")
+]
+# The user's own file in the README's text, and what is no plan.
+DRY = [
+    command
+    for command in COMMANDS
+    if command.startswith("snakemake") and "mine.yaml" not in command and "--report" not in command
+]
+
+
+def overlay():
+    (block,) = (block for block in BLOCKS if "models:" in block and "mine:" in block)
+    text = "\n".join(line[4:] for line in block.splitlines() if "snakemake" not in line)
+    return yaml.safe_load(text)
+
+
+def test_the_two_lines_that_do_everything_come_first():
+    assert [line.partition(" #")[0].rstrip() for line in LINES[:2]] == [
+        "pip install -e . && snakemake --cores all",
+        "pip install -e '.[test]' && pytest",
+    ]
+
+
+@pytest.mark.parametrize("command", DRY)
+def test_every_snakemake_command_has_a_plan(command, tmp_path):
+    words = [*shlex.split(command)[1:], "--dry-run", "--directory", str(tmp_path), "--nolock"]
+    words += ["--configfile"] if "--configfile" not in words else []
+    overlays = [str(ROOT / word) for word in words if word.startswith("experiments/")]
+    words = [word for word in words if not word.startswith("experiments/")]
+    place = words.index("--configfile") + 1
+    words[place:place] = [str(ROOT / "config.yaml"), *overlays]
+    (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text("utf-8"), "utf-8")
+    run = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), *words]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "This was a dry-run" in done.stdout + done.stderr
+
+
+def test_the_overlay_for_an_own_network_is_complete():
+    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+    own = overlay()
+    own["models"]["mine"]["sha256"] = "0" * 64
+    config["models"] |= own["models"]
+    config["grid"] = own["grid"]
+    whole = plan(config)
+    assert whole.models["mine"].architecture == "resnet18"
+    assert whole.settings("finetune", "mine", method="synq").batch_size == 16
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_every_link_leads_to_a_file(link):
+    assert (ROOT / link).exists()
+
+
+def test_every_method_of_the_config_is_named_or_a_row_of_the_ablation():
+    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+    ablation = yaml.safe_load((ROOT / "experiments/ablation.yaml").read_text("utf-8"))
+    rows = set(ablation["ablation"]["methods"])
+    for method in set(config["methods"]) - rows:
+        assert f"`{method}`" in README
+
+
+def test_the_table_of_the_default_is_its_grid():
+    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+    rows = re.findall(r"^\| *(\S+) *\| *(w\da\d) *\| *(\S+) *\| *(\d+) *\|", README, re.MULTILINE)
+    grid = config["grid"]
+    assert rows == [
+        (model, bits, method, str(len(grid["seeds"])))
+        for model in grid["models"]
+        for bits in grid["bits"]
+        for method in grid["methods"]
+    ]
