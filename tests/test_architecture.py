@@ -15,7 +15,8 @@ LAYERS = [
     {"plan"},
     {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
     | {"lowpass", "models", "quantization", "runtime", "tables"},
-    {"calibration", "saliency", "shards", "statistician"},
+    {"hdf5"},
+    {"calibration", "saliency", "shards", "snapshots", "statistician"},
     {"generator", "synthesis"},
     {"networks", "training"},
     {"stages.collect", "stages.evaluate", "stages.fetch", "stages.finetune"}

@@ -1,20 +1,18 @@
 """Accuracy of the teacher, and of a run's students, on the real test images."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 
 from synq.artifacts import FORMAT, read_json, write_json
 from synq.config import Evaluation, TestSet, parse_bits
 from synq.datasets import Images, read
-from synq.errors import ArtifactError
 from synq.evaluation import top1
 from synq.networks import Teacher, check_teacher, read_teacher
 from synq.quantization import packed_bytes
 from synq.runtime import prepare, progress, versions
+from synq.snapshots import Snapshots
 
 
 def evaluate_teacher(
@@ -55,17 +53,15 @@ def evaluate_run(
     network = read_teacher(teacher, prepare(device, threads))
     reference = read_json(teacher_metrics, "teacher metrics")
     images = _test_images(network, test)
-    with _open(snapshots) as file:
-        record = json.loads(file.attrs["record"])
+    with Snapshots(snapshots) as students:
+        record = students.record
         check_teacher(record, network, snapshots)
         student = network.student(parse_bits(record["bits"]))
         student.to(next(network.model.parameters()).device)
         accuracies: dict[int, float] = {}
-        for name in progress(sorted(file), "students"):
-            group = file[name]
-            tensors = {key: torch.as_tensor(group[key][()]) for key in group}
-            student.load_state_dict(tensors)
-            accuracies[int(name.split("-")[1])] = _top1(student, network, images, settings)
+        for epoch in progress(students.epochs, "students"):
+            student.load_state_dict(students.student(epoch))
+            accuracies[epoch] = _top1(student, network, images, settings)
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
     def of(epoch: int) -> dict[str, float]:
@@ -79,6 +75,7 @@ def evaluate_run(
             for key in ("model", "bits", "method", "seed", "images", "image_set", "shards")
         },
         "teacher_sha256": network.sha256,
+        "snapshots_checksum": students.checksum,
         "teacher": {key: reference[key] for key in ("top1", "weight_bytes")},
         "calibrated": of(0),
         "last": of(record["last"]),
@@ -113,17 +110,3 @@ def _top1(
     network: torch.nn.Module, teacher: Teacher, images: Images, settings: Evaluation
 ) -> float:
     return top1(network, images.batches(settings.evaluation_batch_size, teacher.mean, teacher.std))
-
-
-def _open(path: Path) -> h5py.File:
-    remedy = "delete it and run the fine-tuning again"
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist; run the fine-tuning") from None
-    except OSError as error:
-        raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from None
-    if file.attrs.get("kind") != "snapshots":
-        file.close()
-        raise ArtifactError(f"{path} holds no students; {remedy}")
-    return file
