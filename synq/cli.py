@@ -140,6 +140,12 @@ COMMANDS = {
         },
         computes=False,
     ),
+    "verify": Command(
+        "verify.verify",
+        "check every artifact below a folder of results: whole, and made from one another",
+        {"results": {"type": Path, "metavar": "RESULTS", "help": "the folder of results"}},
+        computes=False,
+    ),
 }
 
 
@@ -153,7 +159,8 @@ def parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         stage = stages.add_parser(name, help=command.text, description=command.text)
         for argument, options in command.arguments.items():
-            stage.add_argument(_flag(argument), **options)
+            # What is not required is no flag: an argument by its place, which argparse requires.
+            stage.add_argument(_flag(argument) if "required" in options else argument, **options)
         for cls in command.settings.values():
             group = stage.add_argument_group(cls.__name__.lower(), _first_line(cls))
             for setting, (field_, kind) in config.settings_of(cls).items():
@@ -173,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0, or 2 after one line about what the user can mend."""
+    """Run one command; its exit code, or 2 after one line about what the user can mend."""
     values = vars(parser().parse_args(arguments))
     command = COMMANDS[values.pop("command")]
     try:
@@ -184,14 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if values.get("threads", 0) < 0:
             raise config.ConfigError("threads is negative; write 0 or more")
         module, _, function = command.function.rpartition(".")
-        run: Callable[..., None] = getattr(
+        run: Callable[..., int | None] = getattr(
             importlib.import_module(f"synq.stages.{module}"), function
         )
-        run(**values)
+        return run(**values) or 0
     except UserError as error:
         print(f"synq: error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _flag(name: str) -> str:

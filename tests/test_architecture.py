@@ -20,7 +20,7 @@ LAYERS = [
     {"generator", "synthesis"},
     {"networks", "training"},
     {"stages.collect", "stages.evaluate", "stages.fetch", "stages.finetune"}
-    | {"stages.synthesize", "stages.tables", "stages.train"},
+    | {"stages.synthesize", "stages.tables", "stages.train", "stages.verify"},
     {"cli"},
     {"__main__"},
 ]
