@@ -53,7 +53,7 @@ class Model:
         choices=("train", "file"),
     )
     architecture: str = setting(text="name of a pytorchcv model, e.g. resnet20_cifar10")
-    classes: int = setting(text="number of classes", minimum=2)
+    classes: int = setting(text="number of classes", minimum=2, maximum=1_000_000)
     channels: int = setting(3, "channels of the input image", minimum=1)
     image_size: int = setting(text="height and width of the input", unit="px", minimum=8)
     mean: tuple[float, ...] = setting((), "mean of each input channel, of images in [0, 1]")
@@ -289,7 +289,9 @@ class Grid:
     models: tuple[str, ...] = setting(text="names under models")
     bits: tuple[str, ...] = setting(text="widths, w4a4: weights and activations of 4 bits")
     methods: tuple[str, ...] = setting(text="names under methods")
-    seeds: tuple[int, ...] = setting(text="seeds of the images and of the fine-tuning", minimum=0)
+    seeds: tuple[int, ...] = setting(
+        text="seeds of the images and of the fine-tuning", minimum=0, maximum=2**63
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,7 +353,7 @@ def check(value: Any, field: dataclasses.Field, kind: Any, where: str) -> Any:
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 1e300 else math.inf * value
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     if kind in (int, float) and isinstance(value, str):
