@@ -25,12 +25,19 @@ def server(weights, monkeypatch):
     monkeypatch.setattr(fetch.time, "sleep", lambda _: None)
     monkeypatch.setattr(fetch, "BLOCK", 1 << 14)
     requests = []
+    released = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             requests.append((self.path, self.headers.get("Range")))
             if self.path == "/gone":
                 self.send_error(404)
+                return
+            if self.path == "/hang":
+                self.send_response(200)
+                self.send_header("Content-Length", "9")
+                self.end_headers()
+                released.wait(60)
                 return
             start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
             body = (b"x" * len(weights) if self.path == "/wrong" else weights)[start:]
@@ -47,6 +54,7 @@ def server(weights, monkeypatch):
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}", requests
+        released.set()
         running.shutdown()
 
 
@@ -82,6 +90,14 @@ def test_a_broken_connection_goes_on_where_it_broke(tmp_path, server, weights):
     assert (tmp_path / "download").read_bytes() == weights
     assert requests[0] == ("/cut", None)
     assert requests[1][1] is not None
+
+
+def test_a_download_that_hangs_is_tried_again_and_told(tmp_path, server, weights, monkeypatch):
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
+    with pytest.raises(ArtifactError, match="could not be downloaded in 4 attempts"):
+        bring(tmp_path, f"{server[0]}/hang", weights)
+    assert len(server[1]) == 4
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_bytes_are_refused_with_both_hashes(tmp_path, server, weights):
