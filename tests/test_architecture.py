@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "published", "source"},
     {"config"},
     {"plan"},
-    {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
+    {"artifacts", "augment", "datasets", "disk", "evaluation", "hooks", "losses"}
     | {"lowpass", "models", "quantization", "runtime", "tables"},
     {"hdf5"},
     {"calibration", "saliency", "shards", "snapshots", "statistician"},

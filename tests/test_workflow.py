@@ -242,7 +242,7 @@ def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Work
     shard.write_bytes(whole[: len(whole) // 2])
     ran = workflow.run("-R", "finetune", "--", f"{ZEROQ}/metrics.json")
     assert ran.returncode == 1
-    line = f"synq: error: {name} is truncated or not HDF5"
+    line = f"synq: error: {name} is truncated or altered"
     log = workflow.bytes(f"{RESULTS}/logs/finetune/digits-resnet20/w4a4/zeroq/seed0.log").decode()
     assert [entry.startswith(line) for entry in log.splitlines()] == [True]
     assert sum(entry.startswith(line) for entry in ran.stdout.splitlines()) == 1
