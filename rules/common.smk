@@ -127,6 +127,12 @@ def shards(wildcards):
     return shards_of(**wildcards)
 
 
+def shards_to_agree_on(wildcards):
+    """The shards of a run whose model has no test set; none where it has one."""
+    without = PLAN.settings("test", wildcards.model).dataset == "none"
+    return shards_of(**wildcards) if without else []
+
+
 def ablation_metrics(wildcards):
     """The runs of the ablation table: its methods and the one they are compared with."""
     methods = {PLAN.ablation.full, *PLAN.ablation.methods}

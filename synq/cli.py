@@ -116,6 +116,12 @@ COMMANDS = {
             **_TEACHER,
             "teacher_metrics": _path("what evaluate-teacher wrote"),
             "snapshots": _path("the students that finetune wrote"),
+            "shards": _path(
+                "the shards that they were trained on, for dataset: none alone",
+                nargs="*",
+                required=False,
+                default=[],
+            ),
             "output": _path("the metrics.json to write"),
         },
         {"test": config.TestSet, "settings": config.Evaluation},
