@@ -313,6 +313,18 @@ def test_every_kind_of_images_and_ranges_goes_through_the_workflow(workflow: Wor
     }
 
 
+def test_without_a_test_set_agreement_with_the_teacher_is_measured(workflow: Workflow) -> None:
+    ran = workflow.run(overlay="models: {digits-resnet20: {test: {dataset: none}}}")
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {"evaluate_teacher": 1, "evaluate": 2, "accuracy": 1, "all": 1}
+    metrics = json.loads(workflow.bytes(f"{SYNQ}/metrics.json"))
+    assert metrics["teacher"]["top1"] is None
+    assert metrics["test_images"] == 10
+    assert 0 <= metrics["last"]["top1"] <= 100
+    table = workflow.bytes(TABLE).decode()
+    assert table.count("agreement with the teacher on synthetic images") == 1
+
+
 def test_shards_are_named_after_their_classes(workflow: Workflow) -> None:
     overlay = "image_sets: {hard: {classes_per_shard: 1}, unlabelled: {classes_per_shard: 10}}"
     text = workflow.plan("synthetic", overlay=overlay)
