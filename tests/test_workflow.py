@@ -313,6 +313,21 @@ def test_every_kind_of_images_and_ranges_goes_through_the_workflow(workflow: Wor
     }
 
 
+def test_methods_with_the_same_image_set_share_its_shards(workflow: Workflow) -> None:
+    planned = jobs(workflow.plan(overlay="grid: {methods: [synq, none, filter, cam]}"))
+    assert planned == {"finetune": 3, "evaluate": 3, "accuracy": 1, "all": 1}
+
+
+def test_an_ablation_in_the_config_is_a_table_of_its_own(workflow: Workflow) -> None:
+    ran = workflow.run(overlay="ablation: {full: synq, methods: [zeroq]}")
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {"ablation": 1, "all": 1}
+    rows = workflow.bytes(f"{RESULTS}/tables/ablation.csv").decode().splitlines()
+    (full,) = [row for row in csv.DictReader(rows) if row["method"] == "synq"]
+    assert float(full["last_difference_mean"]) == 0
+    assert r"\toprule" in workflow.bytes(f"{RESULTS}/tables/ablation.tex").decode()
+
+
 def test_without_a_test_set_agreement_with_the_teacher_is_measured(workflow: Workflow) -> None:
     ran = workflow.run(overlay="models: {digits-resnet20: {test: {dataset: none}}}")
     assert ran.returncode == 0, ran.stdout
