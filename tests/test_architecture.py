@@ -13,6 +13,7 @@ LAYERS = [
     {"errors", "published", "source"},
     {"config"},
     {"plan"},
+    {"activations"},
     {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
     | {"lowpass", "models", "quantization", "runtime", "tables"},
     {"calibration", "saliency", "shards", "statistician"},
