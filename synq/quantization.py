@@ -104,19 +104,17 @@ class QuantConvTranspose2d(QuantizedWeight, nn.ConvTranspose2d):
         return swap_channels(fake_quantize(weight, *channel_ranges(weight), self.bits), self.groups)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        stride, padding, dilation = self._geometry()
+        more = self._output_padding(
+            input, output_size, stride, padding, list(self.kernel_size), 2, dilation
         )
+        weight = self.quantized_weight()
         return nn.functional.conv_transpose2d(
-            input,
-            self.quantized_weight(),
-            self.bias,
-            self.stride,
-            self.padding,
-            padding,
-            self.groups,
-            self.dilation,
+            input, weight, self.bias, stride, padding, more, self.groups, dilation
         )
+
+    def _geometry(self) -> Any:
+        return self.stride, self.padding, self.dilation
 
 
 class QuantizedActivation(nn.Module):
@@ -159,9 +157,9 @@ def quantize(model: nn.Module, weight_bits: int, activation_bits: int) -> nn.Mod
     """Turn the layers of ``model`` into quantized ones, in place, and return it.
 
     Every convolution and linear layer, the first and the last too, gets ``weight_bits``; every
-    activation of ``QUANTIZABLE`` gets ``activation_bits``. Names and state-dict keys stay; each activation gains
-    the buffers ``lo`` and ``hi``, zero until they are calibrated. Raises ModelError where there is
-    nothing to quantize, or nothing to quantize the activations after.
+    activation of ``QUANTIZABLE`` gets ``activation_bits``. Names and state-dict keys stay; each
+    activation gains the buffers ``lo`` and ``hi``, zero until they are calibrated. Raises
+    ModelError where there is nothing to quantize, or nothing to quantize the activations after.
     """
     weighted = activations = 0
     for module in model.modules():
@@ -221,10 +219,11 @@ def packed_bytes(model: nn.Module, weight_bits: int) -> int:
     for module in model.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         total += sum(tensor.numel() * tensor.element_size() for tensor in own)
-        if (type(module) in WEIGHTED or isinstance(module, QuantizedWeight)) and weight_bits < 32:
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            transposed = isinstance(module, nn.ConvTranspose2d)
-            channels = module.out_channels if transposed else weight.shape[0]
+        if weight_bits < 32 and type(module) in (*WEIGHTED, *WEIGHTED.values()):
+            weight = module.get_parameter("weight")
+            channels = weight.shape[0]
+            if isinstance(module, nn.ConvTranspose2d):
+                channels = weight.shape[1] * module.groups
             total -= weight.numel() * weight.element_size()
             total += -(-weight.numel() * weight_bits // 8) + 8 * channels
     return total
