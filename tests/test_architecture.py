@@ -15,8 +15,8 @@ LAYERS = [
     {"plan"},
     {"activations"},
     {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
-    | {"lowpass", "models", "quantization", "runtime", "tables"},
-    {"calibration", "saliency", "shards", "statistician"},
+    | {"lowpass", "models", "quantization", "runtime", "tables", "tracing"},
+    {"anatomy", "calibration", "saliency", "shards", "statistician"},
     {"generator", "synthesis"},
     {"networks", "training"},
     {"stages.collect", "stages.evaluate", "stages.fetch", "stages.finetune"}
