@@ -24,14 +24,16 @@ WEIGHING = (
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer with a weight, an activation or a gate; ``reason`` is empty where it is quantized.
+class Part:
+    """A module of the roles ``layer`` (it has a weight), ``activation`` or ``gate``.
 
-    Shapes are of one image, without the batch axis. ``multiply_adds`` counts all ``calls``, and is
-    None where it is not known. ``input`` is ``quantized``, or what made a full-precision tensor.
+    ``reason`` says why it stays in full precision, and is empty where it is quantized. Shapes are
+    of one image, without the batch axis. ``multiply_adds`` counts all ``calls``, and is None where
+    it is not known. ``input`` is ``quantized``, or what made it a full-precision tensor.
     """
 
     name: str
+    role: str
     kind: str
     weight: list[int] | None
     output: list[int] | None
@@ -54,14 +56,20 @@ class Call:
 class Anatomy:
     """All that one forward shows, in the order of execution; what it does not pass comes last."""
 
-    layers: list[Layer]
-    activations: list[Layer]
-    gates: list[Layer]
+    parts: list[Part]
     batchnorms: list[str]
-    shared_activations: dict[str, int]
     functional_activations: list[Call]
     functional_layers: list[Call]
     never_called: list[str]
+
+    def of(self, role: str) -> list[Part]:
+        return [part for part in self.parts if part.role == role]
+
+    @property
+    def shared_activations(self) -> dict[str, int]:
+        """Name -> calls of each quantized activation that one range must do for several times."""
+        shared = [part for part in self.of("activation") if part.calls > 1 and not part.reason]
+        return {part.name: part.calls for part in shared}
 
 
 def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
@@ -74,11 +82,6 @@ def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
     order = [*trace.visits, *(m for m in names if m not in trace.visits)]
     order = [module for module in order if module not in inside]
     called = [module for module in order if module in trace.visits]
-    found: dict[str, list[Layer]] = {"layer": [], "activation": [], "gate": [], "": []}
-    for module in order:
-        visits = trace.visits.get(module, Visits())
-        found[_role(module)].append(_layer(names[module], module, visits))
-    activations = found["activation"]
     activation_calls, layer_calls = [], []
     for caller, function in trace.functions:
         where = names[caller] if caller else "the model"
@@ -88,17 +91,16 @@ def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
         elif function in WEIGHING and (caller is None or not _role(caller)):
             layer_calls.append(Call(where, f"F.{function.__name__}", "a layer"))
     return Anatomy(
-        layers=found["layer"],
-        activations=activations,
-        gates=found["gate"],
+        parts=[
+            _part(names[module], module, trace.visits.get(module, Visits()))
+            for module in order
+            if _role(module)
+        ],
         batchnorms=[
             names[module]
             for module in called
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
         ],
-        shared_activations={
-            layer.name: layer.calls for layer in activations if layer.calls > 1 and not layer.reason
-        },
         functional_activations=activation_calls,
         functional_layers=layer_calls,
         never_called=[
@@ -123,16 +125,17 @@ def refuse(anatomy: Anatomy) -> None:
             f"{calls[0].module} calls {calls[0].function} in its forward, which cannot be "
             f"quantized; make it an {calls[0].instead} module{more}"
         )
-    if all(layer.reason for layer in anatomy.activations):
+    if all(part.reason for part in anatomy.of("activation")):
         kinds = ", ".join(activation.__name__ for activation in ACTIVATIONS)
         raise ModelError(f"no forward of the model passes an activation module ({kinds})")
 
 
-def _layer(name: str, module: nn.Module, visits: Visits) -> Layer:
+def _part(name: str, module: nn.Module, visits: Visits) -> Part:
     weight = _weight(module)
     outputs = [visit.output for visit in visits.calls if visit.output]
-    return Layer(
+    return Part(
         name,
+        _role(module),
         type(module).__name__,
         None if weight is None else list(weight.shape),
         outputs[0][1:] if outputs else None,

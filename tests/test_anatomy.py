@@ -165,7 +165,7 @@ def test_multiply_adds_are_those_by_hand():
         nn.Flatten(),
         nn.Linear(120, 10),
     )
-    layers = {layer.name: layer for layer in examine(model, SHAPE).layers}
+    layers = {layer.name: layer for layer in examine(model, SHAPE).of("layer")}
     assert {name: layer.multiply_adds for name, layer in layers.items()} == {
         "0": 4 * 4 * 8 * 3 * 9,
         "2": 4 * 4 * 8 * 9,
@@ -183,7 +183,7 @@ def test_multiply_adds_are_those_by_hand():
 def test_a_layer_that_is_called_twice_counts_twice():
     layer = nn.Linear(5, 5)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), layer, layer)
-    (*_, last) = examine(model, SHAPE).layers
+    (*_, last) = examine(model, SHAPE).of("layer")
     assert (last.name, last.calls, last.multiply_adds) == ("3", 2, 50)
 
 
@@ -191,14 +191,14 @@ def test_resnet20_has_the_published_size():
     model = build("resnet20_cifar10", 10, 3, 32)
     anatomy = examine(model, (3, 32, 32))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 0.27
-    total = sum(layer.multiply_adds for layer in anatomy.layers)
+    total = sum(layer.multiply_adds for layer in anatomy.of("layer"))
     assert round(total / 1e6, 1) == 40.8
     # 21 convolutions and the classifier, whose input is an average; 9 units of two activations.
-    assert [layer.input for layer in anatomy.layers].count("quantized") == 20
-    assert anatomy.layers[0].input == "image"
-    assert anatomy.layers[-1].input == "avg_pool2d"
+    assert [layer.input for layer in anatomy.of("layer")].count("quantized") == 20
+    assert anatomy.of("layer")[0].input == "image"
+    assert anatomy.of("layer")[-1].input == "avg_pool2d"
     assert len(anatomy.batchnorms) == 21
-    assert len(anatomy.activations) == 19
+    assert len(anatomy.of("activation")) == 19
     assert not anatomy.shared_activations
     assert not anatomy.never_called
 
@@ -206,7 +206,7 @@ def test_resnet20_has_the_published_size():
 def test_the_inputs_that_stay_in_full_precision_are_told():
     anatomy = examine(build("mobilenetv2_w1", 5, 3, 224), (3, 224, 224))
     # Sums of linear bottlenecks and bottlenecks alone go into the next expansion unrounded.
-    assert Counter(layer.input for layer in anatomy.layers) == {
+    assert Counter(layer.input for layer in anatomy.of("layer")) == {
         "quantized": 35,
         "sum": 10,
         "batch_norm": 7,
@@ -224,9 +224,9 @@ def test_codes_stay_codes_through_what_only_moves_them():
     )
     model = wrapped(nn.ReLU(), *moved)
     model[-1] = nn.Linear(model[:-1](torch.zeros(1, *SHAPE)).shape[1], 5)
-    assert examine(model, SHAPE).layers[-1].input == "quantized"
+    assert examine(model, SHAPE).of("layer")[-1].input == "quantized"
     mixed = wrapped(nn.ReLU(), Apply(lambda x: torch.cat([x, x + 1], 1)), nn.Conv2d(8, 1, 1))
-    assert examine(mixed, SHAPE).layers[-1].input == "sum"
+    assert examine(mixed, SHAPE).of("layer")[-1].input == "sum"
 
 
 def test_layers_that_stay_in_full_precision_are_told_with_the_reason():
@@ -250,7 +250,7 @@ def test_layers_that_stay_in_full_precision_are_told_with_the_reason():
     model.add_module("unused", nn.Identity())
     model[2].spare = nn.Conv2d(4, 4, 1)
     anatomy = examine(model, SHAPE)
-    rows = [*anatomy.layers, *anatomy.activations, *anatomy.gates]
+    rows = anatomy.parts
     assert {row.name: (row.kind, row.reason) for row in rows} == {
         "0": ("Conv2d", ""),
         "2": ("Own", "a subclass of Conv2d"),
@@ -283,7 +283,7 @@ def test_shared_activation_modules_are_told_and_have_one_range(model, shape):
     for name, calls in anatomy.shared_activations.items():
         assert calls > 1
         assert quantizers[name].lo.shape == ()
-    assert set(quantizers) == {layer.name for layer in anatomy.activations}
+    assert set(quantizers) == {layer.name for layer in anatomy.of("activation")}
     if shape == SHAPE:
         assert anatomy.shared_activations == {"2": 2}
     else:
@@ -297,13 +297,16 @@ def test_one_channel_and_an_odd_number_of_classes():
         *(nn.Flatten(), nn.Linear(144, 7)),
     )
     anatomy = examine(model, (1, 28, 28))
-    assert [layer.output for layer in anatomy.layers] == [[4, 24, 24], [7]]
-    assert anatomy.layers[1].input == "quantized"
-    assert sum(layer.multiply_adds for layer in anatomy.layers) == math.prod([24, 24, 4, 25]) + 1008
+    assert [layer.output for layer in anatomy.of("layer")] == [[4, 24, 24], [7]]
+    assert anatomy.of("layer")[1].input == "quantized"
+    assert (
+        sum(layer.multiply_adds for layer in anatomy.of("layer"))
+        == math.prod([24, 24, 4, 25]) + 1008
+    )
 
 
 def test_squeeze_and_excitation_has_its_gates_told():
     anatomy = examine(build("seresnet20_cifar10", 10, 3, 32), (3, 32, 32))
-    assert len(anatomy.gates) == 9
-    assert {gate.reason for gate in anatomy.gates} == {"a gate"}
-    assert {gate.kind for gate in anatomy.gates} == {"Sigmoid"}
+    assert len(anatomy.of("gate")) == 9
+    assert {gate.reason for gate in anatomy.of("gate")} == {"a gate"}
+    assert {gate.kind for gate in anatomy.of("gate")} == {"Sigmoid"}
