@@ -168,7 +168,13 @@ class Plain(nn.Module):
             "no BatchNorm layer with running statistics",
         ),
         (
-            (nn.BatchNorm2d(3), nn.AvgPool2d(32), nn.Flatten(), nn.ConstantPad1d((0, 7), 0.0)),
+            (
+                nn.BatchNorm2d(3),
+                nn.ReLU(),
+                nn.AvgPool2d(32),
+                nn.Flatten(),
+                nn.ConstantPad1d((0, 7), 0.0),
+            ),
             "finetune",
             "no convolution or linear layer to quantize",
         ),
