@@ -21,7 +21,12 @@ def cam_layer(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
     example = next(model.parameters()).new_zeros(1, *image_shape)
     with torch.no_grad(), recorded(convolutions) as record:
         model(example)
-    spatial = [name for name, output in record.items() if output.shape[-1] * output.shape[-2] > 1]
+    # Some networks' own convolutions give a pair of maps (octave convolutions): not one to align.
+    spatial = [
+        name
+        for name, output in record.items()
+        if isinstance(output, Tensor) and output.shape[-1] * output.shape[-2] > 1
+    ]
     if not spatial:
         raise ModelError(
             "no convolution of the model has an output of more than one pixel, so there is no "
