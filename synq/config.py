@@ -6,16 +6,18 @@ standard library alone: the Snakefile imports it, and must not wait for torch.
 """
 
 import dataclasses
-import difflib
 import math
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synq.errors import ConfigError
+from synq import zoo
+from synq.errors import ConfigError, nearest
 from synq.published import PUBLISHED
 
+FACTORY = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 CAM_KINDS = ("off", "gradcam", "gradcam++")
 
 
@@ -46,35 +48,99 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Where a classifier comes from and what its input looks like."""
+    """Where a classifier comes from and what its input looks like.
+
+    What a zoo knows need not be given. What torchvision alone knows stays empty until its weights
+    are fetched: the input's size, mean and standard deviation.
+    """
 
     source: str = setting(
-        text="train: trained on the embedded digits; file: weights from a path or URL",
-        choices=("train", "file"),
+        text="train: trained on the embedded digits; file: weights from a path or URL; pytorchcv, "
+        "torchvision: from their zoos; python: built by your own function, weights from a file",
+        choices=("train", "file", "pytorchcv", "torchvision", "python"),
     )
-    architecture: str = setting(text="name of a pytorchcv model, e.g. resnet20_cifar10")
-    classes: int = setting(text="number of classes", minimum=2)
+    architecture: str = setting("", "name of a pytorchcv or torchvision model, e.g. resnet18")
+    factory: str = setting(
+        "", "package.module:function, which returns the network without weights (source: python)"
+    )
+    classes: int = setting(0, "number of classes; a zoo knows it", minimum=2)
     channels: int = setting(3, "channels of the input image", minimum=1)
-    image_size: int = setting(text="height and width of the input", unit="px", minimum=8)
+    image_size: int = setting(
+        0, "height and width of the input; a zoo knows it", unit="px", minimum=8
+    )
     mean: tuple[float, ...] = setting((), "mean of each input channel, of images in [0, 1]")
     std: tuple[float, ...] = setting((), "standard deviation of each input channel", above=0)
-    weights: str = setting("", "path or http(s) URL of the state dict (source: file)")
-    sha256: str = setting("", "SHA-256 of that file, 64 hexadecimal digits (source: file)")
+    weights: str = setting(
+        "",
+        "path or http(s) URL of the state dict (source: file, python); name of the zoo's file "
+        "or entry, e.g. IMAGENET1K_V1, where it is not the newest one",
+    )
+    sha256: str = setting("", "SHA-256 of that file, 64 hexadecimal digits (source: file, python)")
+    store: str = setting("~/.cache/synq", "folder that keeps the files of the zoos")
+    mirror: str = setting(
+        "", "http(s) URL to use in place of the zoo's https://github.com/osmr/imgclsmob or host"
+    )
 
     def __post_init__(self) -> None:
+        reads = MODEL_SETTINGS[self.source]
+        read_by_some = {name for names in MODEL_SETTINGS.values() for name in names}
+        for name in settings_of(Model):
+            if name in read_by_some - set(reads) and getattr(self, name):
+                raise ConfigError(f"{name} has no meaning with source: {self.source}; remove it")
+        if self.architecture:
+            self._complete()
+        missing = [name for name in settings_of(Model) if reads.get(name) and self._lacks(name)]
+        if missing:
+            are = "is" if len(missing) == 1 else "are"
+            it = "it" if len(missing) == 1 else "them"
+            raise ConfigError(
+                f"{', '.join(missing)} {are} missing; source: {self.source} needs {it}"
+                + (f" for {self.architecture}" if self.source == "pytorchcv" else "")
+            )
         for name in ("mean", "std"):
             if getattr(self, name) and len(getattr(self, name)) != self.channels:
                 raise ConfigError(
                     f"{name} has {len(getattr(self, name))} values, but the images have "
                     f"{self.channels} channels; give one value a channel"
                 )
-        if self.source == "file":
-            for name in ("weights", "sha256", "mean", "std"):
-                if not getattr(self, name):
-                    raise ConfigError(f"{name} is missing; source: file needs it")
-            digits = self.sha256.lower()
-            if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
-                raise ConfigError("sha256 is not 64 hexadecimal digits; `sha256sum FILE` prints it")
+        digits = self.sha256.lower()
+        if self.sha256 and (len(digits) != 64 or set(digits) - set("0123456789abcdef")):
+            raise ConfigError("sha256 is not 64 hexadecimal digits; `sha256sum FILE` prints it")
+        if self.factory and not FACTORY.fullmatch(self.factory):
+            raise ConfigError(f"factory is {self.factory!r}; write it as package.module:function")
+        if not self.store:
+            raise ConfigError("store is empty; write the path of a folder")
+        if self.mirror and not self.mirror.startswith(("http://", "https://")):
+            raise ConfigError(f"mirror is {self.mirror!r}; write an http(s) URL")
+
+    def _lacks(self, name: str) -> bool:
+        return not getattr(self, name)
+
+    def _complete(self) -> None:
+        """Fill what is empty with what the zoo knows."""
+        found = {}
+        if self.source == "pytorchcv":
+            found = zoo.known(self.architecture, self.weights)
+        elif self.source == "torchvision":
+            found = {"classes": zoo.IMAGENET["classes"]}
+        for name, value in found.items():
+            if self._lacks(name):
+                object.__setattr__(self, name, value)  # frozen from here on
+
+
+# What the sources read besides their channels and the store, and whether they need it.
+_INPUT = {"classes": True, "image_size": True, "mean": True, "std": True}
+_WEIGHTS = {"weights": True, "sha256": True}
+_ZOO = {"architecture": True, "weights": False, "mirror": False}
+MODEL_SETTINGS: Mapping[str, Mapping[str, bool]] = {
+    "train": {"architecture": True, **_INPUT, "mean": False, "std": False},
+    "file": {"architecture": True, **_WEIGHTS, **_INPUT},
+    "pytorchcv": {**_ZOO, **_INPUT},
+    "torchvision": {**_ZOO, **_INPUT, "image_size": False, "mean": False, "std": False},
+    "python": {"factory": True, **_WEIGHTS, **_INPUT},
+}
+# Where files come from and stay, which changes no result.
+PLACES = ("store", "mirror")
 
 
 DATASETS = ("none", "digits", "folder", "arrays", "cifar10", "cifar100")
@@ -320,13 +386,6 @@ def settings_of(cls: type) -> dict[str, tuple[dataclasses.Field, Any]]:
     return {field.name: (field, hints[field.name]) for field in dataclasses.fields(cls)}
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
-    """``'; did you mean x?'``, or a list of what there is."""
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {close[0]}?" if close else f"there is {', '.join(known) or 'none'}"
-
-
 def convert(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """A ``cls`` from a mapping; ``where`` is the path of the mapping in the config.
 
@@ -420,12 +479,20 @@ def parse_bits(bits: str, where: str = "bits") -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def flags(settings: Any) -> list[str]:
-    """The command-line flags that give exactly these settings, in the order of definition."""
+def flags(settings: Any, *, only: Collection[str] = (), without: Collection[str] = ()) -> list[str]:
+    """The command-line flags that give exactly these settings, in the order of definition.
+
+    ``only`` and ``without`` name settings, to have those alone or all others.
+    """
     words: list[str] = []
-    for name, (_, kind) in settings_of(type(settings)).items():
+    for name, (field, kind) in settings_of(type(settings)).items():
         value = getattr(settings, name)
-        if value in ("", ()):  # empty is the default of all that can be, and no word of a shell
+        if name in without or (only and name not in only):
+            continue
+        # Empty is the default of all that can be, and no word of a shell. A default below the
+        # minimum stands for what was not given.
+        least = field.metadata["minimum"]
+        if value in ("", ()) or (least is not None and value == field.default and value < least):
             continue
         words.append("--" + name.replace("_", "-"))
         if typing.get_origin(kind) is tuple:
