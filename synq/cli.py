@@ -62,6 +62,13 @@ COMMANDS = {
         {"settings": config.Model},
         computes=False,
     ),
+    "fetch-zoo": Command(
+        "fetch.fetch_zoo",
+        "bring pretrained weights from a model zoo into the store, verified, as a teacher",
+        {**_NAME, "output": _path("the teacher's checkpoint to write")},
+        {"settings": config.Model},
+        computes=False,
+    ),
     "train": Command(
         "train.train",
         "train the embedded default's teacher",

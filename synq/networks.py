@@ -15,7 +15,8 @@ from synq.anatomy import require_modules
 from synq.artifacts import file_sha256, read_checkpoint, write_checkpoint
 from synq.config import Model, RealImages, Synthesis
 from synq.errors import ArtifactError, ConfigError
-from synq.models import build, frozen, load_weights
+from synq.factories import construct
+from synq.models import frozen, load_weights
 from synq.quantization import quantize
 from synq.runtime import versions
 
@@ -54,7 +55,9 @@ def write_teacher(
     """Write a teacher as safetensors, with all that ``read_teacher`` needs to build it again."""
     record = {
         "name": name,
+        "source": settings.source,
         "architecture": settings.architecture,
+        "factory": settings.factory,
         "classes": settings.classes,
         "channels": settings.channels,
         "image_size": settings.image_size,
@@ -71,7 +74,14 @@ def read_teacher(path: Path, device: torch.device) -> Teacher:
     tensors, record = read_checkpoint(path, "teacher")
     try:
         channels, size = record["channels"], record["image_size"]
-        model = build(record["architecture"], record["classes"], channels, size)
+        model = construct(
+            record["source"],
+            record["architecture"],
+            record["factory"],
+            classes=record["classes"],
+            channels=channels,
+            image_size=size,
+        )
         load_weights(model, tensors, str(path))
         return Teacher(
             frozen(model).to(device),

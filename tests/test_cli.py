@@ -52,6 +52,7 @@ WRONG = {
     "fetch": "--name n --download d --output o --source file --architecture resnet20_cifar10"
     f" --classes 10 --image-size 32 --weights none --sha256 {'0' * 64}"
     " --mean 0 0 0 --std 1 1 1",
+    "fetch-zoo": "--name n --output o --source pytorchcv --architecture resnet20_cifar11",
 }
 
 
