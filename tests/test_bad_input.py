@@ -188,7 +188,7 @@ def test_a_model_that_does_not_fit(made, tmp_path, capsys, monkeypatch, layers, 
     write_teacher(
         teacher, state, MODEL, name="plain", mean=[0.5] * 3, std=[0.25] * 3, origin="test"
     )
-    monkeypatch.setattr("synq.networks.build", lambda *_: model)
+    monkeypatch.setattr("synq.factories.build", lambda *_: model)
     if command == "synthesize":
         words = ["synthesize", "--teacher", teacher, "--output", tmp_path / "s.h5"]
         words += ["--classes", "0", "--seed", "0", "--device", "cpu"]
