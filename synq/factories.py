@@ -4,11 +4,12 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from torch import nn
+from torch import Tensor, nn
 
 from synq.errors import ModelError, nearest
 from synq.models import build, checked, reason
@@ -21,6 +22,9 @@ _WITH_WEIGHTS = {
     name: {"transform_input": True, "aux_logits": True, "init_weights": False}
     for name in ("googlenet", "inception_v3")
 }
+
+# The files of its DenseNets are older than the names of their layers.
+_FORMER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 class Pretrained(NamedTuple):
@@ -84,6 +88,11 @@ def torchvision_weights(architecture: str, weights: str, mirror: str = "") -> Pr
         tuple(transforms.mean),
         tuple(transforms.std),
     )
+
+
+def torchvision_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of torchvision's under the names that its networks have now."""
+    return {_FORMER.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}
 
 
 def from_python(factory: str, classes: int, channels: int, image_size: int) -> nn.Module:

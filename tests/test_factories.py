@@ -1,5 +1,6 @@
 """Networks of torchvision and of the user's own functions, and what is said where there is none."""
 
+import re
 import sys
 
 import pytest
@@ -8,7 +9,13 @@ from torch import nn
 from vision import torchvision_models
 
 from synq.errors import ModelError
-from synq.factories import construct, from_python, from_torchvision, torchvision_weights
+from synq.factories import (
+    construct,
+    from_python,
+    from_torchvision,
+    torchvision_keys,
+    torchvision_weights,
+)
 from synq.models import load_weights
 
 OWN = """
@@ -121,6 +128,14 @@ def test_the_two_that_torchvision_builds_otherwise_with_weights(models):
 def test_what_torchvision_has_no_classifier_of_is_refused(models, name):
     text = refusal(from_torchvision, name, 10, 3, 64)
     assert text.startswith(f"architecture is {name!r}, which torchvision does not have; did you")
+
+
+def test_files_of_densenets_have_former_names(models):
+    state = from_torchvision("densenet121", 10, 3, 32).state_dict()
+    former = {re.sub(r"(layer\d+\.(norm|conv))([12])\.", r"\1.\3.", name): 0 for name in state}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in former
+    assert torchvision_keys(former).keys() == state.keys()
+    assert torchvision_keys(state).keys() == state.keys()
 
 
 def test_torchvision_knows_its_files_and_inputs(models):

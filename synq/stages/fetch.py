@@ -7,7 +7,7 @@ from synq import zoo
 from synq.config import Model
 from synq.download import bring, stored
 from synq.errors import ConfigError
-from synq.factories import construct, torchvision_weights
+from synq.factories import construct, torchvision_keys, torchvision_weights
 from synq.models import load_weights, read_weights
 from synq.networks import write_teacher
 
@@ -60,7 +60,10 @@ def _write(
         channels=settings.channels,
         image_size=settings.image_size,
     )
-    note = load_weights(model, read_weights(weights), origin)
+    tensors = read_weights(weights)
+    if settings.source == "torchvision":
+        tensors = torchvision_keys(tensors)
+    note = load_weights(model, tensors, origin)
     if note:
         print(note)
     write_teacher(
