@@ -61,7 +61,7 @@ def inspected(tmp_path, monkeypatch, capsys):
         )
         facts = {"mean": [0.5] * shape[0], "std": [0.2] * shape[0], "origin": "random"}
         write_teacher(path, model.state_dict(), settings, name=name, **facts)
-        monkeypatch.setattr(networks, "build", lambda *_: model)
+        monkeypatch.setattr(networks, "construct", lambda *_, **__: model)
         code = cli.main(["inspect", "--teacher", str(path), "--json", str(report)])
         captured = capsys.readouterr()
         assert not captured.err
