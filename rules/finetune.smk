@@ -30,6 +30,6 @@ rule finetune:
         " ({wildcards.method}, seed {wildcards.seed})."
     shell:
         "python -m synq finetune --teacher {input.teacher:q} --shards {input.shards:q}"
-        " --bits {wildcards.bits} --method {wildcards.method:q} --image-set {params.image_set:q}"
-        " --seed {wildcards.seed} {params.settings:q} --output {output.student:q}"
+        " --bits {wildcards.bits:q} --method {wildcards.method:q} --image-set {params.image_set:q}"
+        " --seed {wildcards.seed:q} {params.settings:q} --output {output.student:q}"
         " --snapshots {output.snapshots:q} --threads {threads} > {log:q} 2>&1"

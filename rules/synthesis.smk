@@ -29,7 +29,7 @@ rule synthesize:
         " ({wildcards.image_set}, seed {wildcards.seed})."
     shell:
         "python -m synq synthesize --teacher {input.teacher:q} --output {output.shard:q}"
-        " --classes {params.classes:q} --seed {wildcards.seed} {params.settings:q}"
+        " --classes {params.classes:q} --seed {wildcards.seed:q} {params.settings:q}"
         " --threads {threads} > {log:q} 2>&1"
 
 
@@ -60,5 +60,5 @@ rule collect:
         " ({wildcards.image_set}, seed {wildcards.seed})."
     shell:
         "python -m synq collect --teacher {input.teacher:q} --output {output.shard:q}"
-        " --classes {params.classes:q} --seed {wildcards.seed} {params.settings:q}"
+        " --classes {params.classes:q} --seed {wildcards.seed:q} {params.settings:q}"
         " --threads {threads} > {log:q} 2>&1"

@@ -162,6 +162,12 @@ COMMANDS = {
         },
         computes=False,
     ),
+    "verify": Command(
+        "verify.verify",
+        "check every artifact below a folder of results: whole, and made from one another",
+        {"results": {"type": Path, "metavar": "RESULTS", "help": "the folder of results"}},
+        computes=False,
+    ),
 }
 
 
@@ -175,7 +181,8 @@ def parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         stage = stages.add_parser(name, help=command.text, description=command.text)
         for argument, options in command.arguments.items():
-            stage.add_argument(_flag(argument), **options)
+            # What is not required is no flag: an argument by its place, which argparse requires.
+            stage.add_argument(_flag(argument) if "required" in options else argument, **options)
         for cls in command.settings.values():
             group = stage.add_argument_group(cls.__name__.lower(), _first_line(cls))
             for setting, (field_, kind) in config.settings_of(cls).items():
@@ -195,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its own exit code, or 2 after one line about what the user can mend."""
+    """Run one command; its exit code, or 2 after one line about what the user can mend."""
     values = vars(parser().parse_args(arguments))
     command = COMMANDS[values.pop("command")]
     try:

@@ -63,7 +63,7 @@ class Model:
     factory: str = setting(
         "", "package.module:function, which returns the network without weights (source: python)"
     )
-    classes: int = setting(0, "number of classes; a zoo knows it", minimum=2)
+    classes: int = setting(0, "number of classes; a zoo knows it", minimum=2, maximum=1_000_000)
     channels: int = setting(3, "channels of the input image", minimum=1)
     image_size: int = setting(
         0, "height and width of the input; a zoo knows it", unit="px", minimum=8
@@ -369,7 +369,9 @@ class Grid:
     models: tuple[str, ...] = setting(text="names under models")
     bits: tuple[str, ...] = setting(text="widths, w4a4: weights and activations of 4 bits")
     methods: tuple[str, ...] = setting(text="names under methods")
-    seeds: tuple[int, ...] = setting(text="seeds of the images and of the fine-tuning", minimum=0)
+    seeds: tuple[int, ...] = setting(
+        text="seeds of the images and of the fine-tuning", minimum=0, maximum=2**63
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,7 +426,7 @@ def check(value: Any, field: dataclasses.Field, kind: Any, where: str) -> Any:
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 1e300 else math.inf * value
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     if kind in (int, float) and isinstance(value, str):

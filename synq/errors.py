@@ -9,7 +9,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Base of all errors that are the input's fault and not the program's."""
+    """Base of all errors that are the input's fault and not the program's.
+
+    What they quote of the input may hold line breaks or commands to a terminal; the text does not.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 class ConfigError(UserError):

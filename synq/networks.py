@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from synq.factories import construct
 from synq.models import frozen, load_weights
 from synq.quantization import quantize
 from synq.runtime import versions
+
+LARGEST_IMAGE = 4096  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def write_teacher(
 def read_teacher(path: Path, device: torch.device) -> Teacher:
     """Build the network that a teacher's file describes and load it, frozen."""
     tensors, record = read_checkpoint(path, "teacher")
+    _check_record(path, record, tensors)
     try:
         channels, size = record["channels"], record["image_size"]
         model = construct(
@@ -94,6 +98,25 @@ def read_teacher(path: Path, device: torch.device) -> Teacher:
         )
     except KeyError as error:
         raise ArtifactError(f"{path} lacks {error} in its record; make it again") from None
+
+
+def _check_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """ArtifactError where these tensors cannot be the weights of the network that is asked for.
+
+    The network is built before they are loaded, and building an absurd one takes all memory.
+    """
+    largest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1)
+    limits = {"classes": largest, "channels": largest, "image_size": LARGEST_IMAGE}
+    right = all(
+        type(record.get(key)) is int and 1 <= record[key] <= limit for key, limit in limits.items()
+    )
+    right = right and all(isinstance(record.get(key), str) for key in ("name", "architecture"))
+    for key in ("mean", "std"):
+        values: Any = record.get(key)
+        right = right and isinstance(values, list) and len(values) == record["channels"]
+        right = right and all(type(v) in (int, float) and abs(v) < math.inf for v in values)
+    if not right or min(record["std"]) <= 0:
+        raise ArtifactError(f"{path} has a record that does not fit its weights; make it again")
 
 
 def student_tensors(student: nn.Module) -> dict[str, Tensor]:

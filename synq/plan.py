@@ -40,6 +40,8 @@ METHOD_STAGES = ("calibration", "finetune")
 # Where an image set comes from, and with it the stage that makes it.
 IMAGE_STAGES = ("synthesis", "real")
 SECTIONS = ("results", "store", "grid", "models", "image_sets", "methods", "ablation", *STAGES)
+# Names are parts of paths, and a path has an end: 4,096 bytes on Linux.
+LONGEST = 200
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -196,10 +198,12 @@ def _check_layers(whole: Plan) -> None:
 
 
 def _results(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._/-]+", value):
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._/][A-Za-z0-9._/-]*", value):
         raise ConfigError(
             f"results is {value!r}; write a path of letters, digits and . _ - / alone"
         )
+    if len(value) > LONGEST:
+        raise ConfigError(f"results is a path of {len(value)} characters, of at most {LONGEST}")
     return value.rstrip("/") or "/"
 
 
@@ -252,7 +256,7 @@ def _method(name: str, values: Any, image_sets: Mapping[str, ImageSet]) -> Metho
             raise ConfigError(f"{where}.{key} is not a part of a method; {nearest(key, known)}")
     if "images" not in values:
         raise ConfigError(f"{where}.images is missing; it names one of image_sets")
-    if values["images"] not in image_sets:
+    if not isinstance(values["images"], str) or values["images"] not in image_sets:
         raise ConfigError(
             f"{where}.images names {values['images']!r}; {nearest(values['images'], image_sets)}"
         )

@@ -3,20 +3,20 @@
 The format is documented in ``results/README.md``.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy
 import torch
 from torch import Tensor
 
-from synq.artifacts import FORMAT, atomic
 from synq.errors import ArtifactError
+from synq.hdf5 import array, checksum, opened, refusing, written
 
+# Name -> type and number of dimensions, in the order that the checksum takes them.
+ARRAYS = {"images": ("<f4", 4), "labels": ("<i8", 1), "confidence": ("<f4", 1)}
 REMEDY = "delete it and run the synthesis again"
 
 
@@ -33,35 +33,32 @@ def write_shard(
         "labels": labels.cpu().numpy().astype("<i8"),
         "confidence": confidence.detach().cpu().numpy().astype("<f4"),
     }
-    with atomic(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
-        for name, array in arrays.items():
-            chunks = (1, *array.shape[1:]) if name == "images" else array.shape
+    with written(path, "shard") as file:
+        for name, values in arrays.items():
+            chunks = (1, *values.shape[1:]) if name == "images" else values.shape
             options = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-            file.create_dataset(name, data=array, chunks=chunks, track_times=False, **options)
-        file.attrs["format"] = FORMAT
-        file.attrs["kind"] = "shard"
+            file.create_dataset(name, data=values, chunks=chunks, track_times=False, **options)
         for key, value in record.items():
             stored = json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
             file.attrs[key] = stored
-        file.attrs["checksum"] = _checksum(file)
-
-
-def _checksum(file: h5py.File) -> str:
-    """SHA-256 of the arrays, image by image, so that no more than one is in memory."""
-    digest = hashlib.sha256()
-    for name in ("images", "labels", "confidence"):
-        data = file[name]
-        digest.update(f"{name} {data.dtype.str} {data.shape}".encode())
-        for row in data if name == "images" else (data[:],):
-            digest.update(numpy.ascontiguousarray(row).tobytes())
-    return digest.hexdigest()
+        file.attrs["checksum"] = checksum((name, file[name]) for name in arrays)
 
 
 class ShardSet:
     """Several shards as one set of images, each read from its file when it is asked for."""
 
-    def __init__(self, paths: Sequence[Path], teacher_sha256: str) -> None:
-        """Open and check the files; ArtifactError names the one that does not fit."""
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        teacher_sha256: str,
+        classes: int | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Open and check the files; ArtifactError names the one that does not fit.
+
+        Where they are given, labels are below ``classes`` and images are of ``image_shape``.
+        """
+        self.checksums: list[str] = []
         self._files: list[h5py.File] = []
         self._places: list[tuple[int, int]] = []
         labels: list[Tensor] = []
@@ -69,8 +66,9 @@ class ShardSet:
             raise ArtifactError("no shard was given; fine-tuning needs synthetic images")
         try:
             for path in paths:
-                file = _open(path, teacher_sha256)
+                file = open_shard(path, teacher_sha256, classes, image_shape)
                 self._files.append(file)
+                self.checksums.append(file.attrs["checksum"])
                 own = torch.from_numpy(file["labels"][:])
                 self._places += [(len(self._files) - 1, row) for row in range(len(own))]
                 labels.append(own)
@@ -101,38 +99,42 @@ class ShardSet:
         self.close()
 
 
-def _open(path: Path, teacher_sha256: str) -> h5py.File:
+def open_shard(
+    path: Path,
+    teacher_sha256: str | None = None,
+    classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> h5py.File:
+    """A shard that is whole and fits what is given; ArtifactError says what does not."""
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; run the synthesis")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ArtifactError(f"{path} is truncated or not HDF5 ({error}); {REMEDY}") from None
-    try:
-        _check(file, path, teacher_sha256)
-    except ArtifactError:
-        file.close()
-        raise
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        file.close()
-        raise ArtifactError(f"{path} is damaged ({error}); {REMEDY}") from None
+    file = opened(path, "shard", REMEDY)
+    with refusing(path, REMEDY, file):
+        _check_origin(path, str(file.attrs["teacher_sha256"]), teacher_sha256)
+        _check(file, classes, image_shape)
     return file
 
 
-def _check(file: h5py.File, path: Path, teacher_sha256: str) -> None:
-    if file.attrs.get("kind") != "shard":
-        raise ArtifactError(f"{path} is HDF5 but no shard of synthetic images; {REMEDY}")
-    if file.attrs["format"] != FORMAT:
+def _check_origin(path: Path, found: str, wanted: str | None) -> None:
+    if wanted is not None and found != wanted:
         raise ArtifactError(
-            f"{path} has format {file.attrs['format']}, this program reads {FORMAT}; {REMEDY}"
+            f"{path} was made from another model (SHA-256 {found[:12]}..., not {wanted[:12]}...); "
+            f"{REMEDY}"
         )
-    if file.attrs["teacher_sha256"] != teacher_sha256:
-        raise ArtifactError(
-            f"{path} was made from another model (SHA-256 {file.attrs['teacher_sha256'][:12]}..., "
-            f"not {teacher_sha256[:12]}...); {REMEDY}"
-        )
-    lengths = {len(file[name]) for name in ("images", "labels", "confidence")}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ArtifactError(f"{path} holds no images, or not one label an image; {REMEDY}")
-    if file.attrs["checksum"] != _checksum(file):
-        raise ArtifactError(f"{path} does not match its checksum; {REMEDY}")
+
+
+def _check(file: h5py.File, classes: int | None, image_shape: tuple[int, int, int] | None) -> None:
+    """ValueError where a shard is not what ``results/README.md`` says; shapes before values."""
+    arrays = {name: array(file, name, *what) for name, what in ARRAYS.items()}
+    images, labels = arrays["images"], arrays["labels"]
+    if len({len(data) for data in arrays.values()}) != 1 or not len(images):
+        raise ValueError("it holds no images, or not one label an image")
+    if images.chunks != (1, *images.shape[1:]) or not images.size:
+        raise ValueError("its chunks are not one image each")
+    if image_shape and images.shape[1:] != image_shape:
+        raise ValueError(f"its images are {images.shape[1:]}, the network takes {image_shape}")
+    known = labels[:]
+    if known.min() < 0 or (classes is not None and known.max() >= classes):
+        raise ValueError(f"its labels are not among the {classes} classes")
+    if file.attrs["checksum"] != checksum(arrays.items(), finite=True):
+        raise ValueError("it does not match its checksum")

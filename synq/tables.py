@@ -40,8 +40,9 @@ def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
     for name in ACCURACIES:
         table[f"{name}_mean"] = groups[name].mean()
         table[f"{name}_std"] = groups[name].std()
-    for name in ("published", "images", "weight_bytes", "float_bytes", "remark"):
+    for name in ("published", "images", "weight_bytes", "float_bytes"):
         table[name] = groups[name].first().astype(frame[name].dtype)
+    table["remark"] = groups["remark"].agg(lambda own: "; ".join(filter(None, own.unique())))
     for name in seconds:
         table[name] = groups[name].mean()
     return table.reset_index()
@@ -97,7 +98,7 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def remarks(table: pandas.DataFrame) -> list[str]:
-    """What to know of the numbers: a line a model with a warning, or without a test set."""
+    """What to know of the numbers: a line for each remark on a model's runs."""
     rows = table[["model", "remark"]].drop_duplicates().to_dict("records")
     return [f"{row['model']}: {row['remark']}" for row in rows if row["remark"]]
 

@@ -1,9 +1,41 @@
-"""One thread for each process of the tests.
-
-Several processes with a pool of threads each wait for one another's cores far longer than they
-compute. Set before torch is imported, and inherited by the commands that the tests start.
-"""
+"""What tests share: the workflow of the tiny overlay, run once a session, and copies of it."""
 
 import os
+import shutil
+from pathlib import Path
 
+import pytest
+
+# One thread for each process. Several processes with a pool of threads each wait for one another's
+# cores far longer than they compute. Set before torch is imported, and inherited by the commands
+# that the tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from workflow import FOLDERS, ROOT, Workflow, copied
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """The clone as git has it, nothing run."""
+    root = tmp_path_factory.mktemp("clone")
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, root / name, ignore=ignored)
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy(ROOT / name, root)
+    return Workflow(root)
+
+
+@pytest.fixture(scope="session")
+def finished(clone: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    workflow = copied(clone, tmp_path_factory.mktemp("finished") / "clone", "")
+    ran = workflow.run("--printshellcmds")
+    assert ran.returncode == 0, ran.stdout
+    workflow.first = ran.stdout
+    return workflow
+
+
+@pytest.fixture
+def workflow(finished: Workflow, tmp_path: Path) -> Workflow:
+    """A finished workflow of the test's own: it may change and break what it likes."""
+    return copied(finished, tmp_path / "clone", finished.first)

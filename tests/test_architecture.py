@@ -17,12 +17,15 @@ LAYERS = [
     {"activations", "arrays"},
     {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
     | {"lowpass", "models", "quantization", "runtime", "tables", "tracing"},
-    {"anatomy", "calibration", "download", "factories", "saliency", "shards", "statistician"},
+    {"hdf5"},
+    {"anatomy", "calibration", "download", "factories", "saliency", "shards", "snapshots"}
+    | {"statistician"},
     {"generator", "synthesis"},
     {"networks", "training"},
     {"inspection"},
     {"stages.collect", "stages.evaluate", "stages.fetch", "stages.finetune"}
-    | {"stages.inspect", "stages.synthesize", "stages.tables", "stages.train"},
+    | {"stages.inspect", "stages.synthesize", "stages.tables", "stages.train"}
+    | {"stages.verify"},
     {"cli"},
     {"__main__"},
 ]

@@ -160,7 +160,7 @@ def test_json_comes_back_as_it_was_and_is_readable(tmp_path):
     content = {"kind": "metrics", "format": 1, "name": "größer", "values": [0.1, 1e-300]}
     write_json(path, content)
     assert read_json(path, "metrics") == content
-    assert path.read_text("utf-8").startswith('{\n  "format": 1,\n')
+    assert path.read_text("utf-8").startswith('{\n  "checksum": "')
     assert path.read_text("utf-8").endswith("}\n")
 
 

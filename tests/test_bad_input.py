@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from synq import models
-from synq.artifacts import file_sha256
+from synq.artifacts import file_sha256, read_json
 from synq.cli import main
 from synq.config import Model
 from synq.networks import write_teacher
@@ -79,7 +79,7 @@ def test_an_hdf5_file_that_is_no_shard(made, tmp_path, capsys):
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file["images"] = [0.0]
     line = refused(capsys, tmp_path, *finetune(made, tmp_path, tmp_path / "data.h5"))
-    assert "data.h5 is HDF5 but no shard" in line
+    assert "data.h5 is HDF5 that another program wrote" in line
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,23 @@ def test_a_fine_tuning_that_diverges(made, tmp_path, capsys):
     assert "lower finetune.learning_rate" in capsys.readouterr().err
     # The whole epochs before it are kept, to go on with; no result is.
     assert [path.name for path in tmp_path.iterdir()] == ["student.work"]
+
+
+def test_a_fine_tuning_that_only_hurts_is_remarked(made, tmp_path, capsys):
+    words = finetune(made, tmp_path, made / "one.h5", "--learning-rate", "1e-2", "--holdout", "0.5")
+    assert main([str(word) for word in words]) == 0
+    common = ["--teacher", made / "one.safetensors", "--device", "cpu", "--dataset", "digits"]
+    reference, output = tmp_path / "teacher.json", tmp_path / "metrics.json"
+    words = ["evaluate-teacher", *common, "--output", reference]
+    assert main([str(word) for word in words]) == 0
+    words = ["evaluate", *common, "--teacher-metrics", reference, "--output", output]
+    words += ["--snapshots", tmp_path / "snapshots.h5"]
+    assert main([str(word) for word in words]) == 0
+    metrics = read_json(output, "metrics")
+    assert metrics["selected"]["epoch"] == 0
+    # A network of random weights is at chance, which is told too.
+    assert "do test set, mean and std belong to this network?" in metrics["remark"]
+    assert "lower finetune.learning_rate" in metrics["remark"]
 
 
 def test_a_synthesis_that_diverges(made, tmp_path, capsys):
@@ -169,11 +186,11 @@ class Plain(nn.Module):
         ),
         (
             (
-                nn.BatchNorm2d(3),
+                nn.ConstantPad3d((0, 0, 0, 0, 0, 7), 0.0),
+                nn.BatchNorm2d(10),
                 nn.ReLU(),
                 nn.AvgPool2d(32),
                 nn.Flatten(),
-                nn.ConstantPad1d((0, 7), 0.0),
             ),
             "finetune",
             "no convolution or linear layer to quantize",
@@ -189,14 +206,11 @@ def test_a_model_that_does_not_fit(made, tmp_path, capsys, monkeypatch, layers, 
         teacher, state, MODEL, name="plain", mean=[0.5] * 3, std=[0.25] * 3, origin="test"
     )
     monkeypatch.setattr("synq.factories.build", lambda *_: model)
-    if command == "synthesize":
-        words = ["synthesize", "--teacher", teacher, "--output", tmp_path / "s.h5"]
-        words += ["--classes", "0", "--seed", "0", "--device", "cpu"]
-    else:
-        shard = tmp_path / "s.h5"
-        shard.write_bytes((made / "one.h5").read_bytes())
-        with h5py.File(shard, "r+") as file:
-            file.attrs["teacher_sha256"] = file_sha256(teacher)
-        words = finetune(made, tmp_path, shard)
+    words = ["synthesize", "--teacher", teacher, "--output", tmp_path / "s.h5"]
+    words += ["--classes", "0", "--seed", "0", "--images-per-class", "4", "--iterations", "1"]
+    words += ["--device", "cpu"]
+    if command == "finetune":
+        assert main([str(word) for word in words]) == 0
+        words = finetune(made, tmp_path, tmp_path / "s.h5")
         words[words.index("--teacher") + 1] = teacher
     assert text in refused(capsys, tmp_path, *words)

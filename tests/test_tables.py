@@ -91,6 +91,8 @@ def test_a_warning_is_told_once_a_model():
     ]
     assert remarks(accuracy_table(entries)) == ["net: odd"]
     assert remarks(accuracy_table([metrics(0, 90.0)])) == []
+    late = [metrics(0, 90.0), metrics(1, 90.0, remark="odd")]
+    assert remarks(accuracy_table(late)) == ["net: odd"]
 
 
 def test_without_a_test_set_there_is_no_full_precision():

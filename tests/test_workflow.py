@@ -8,14 +8,12 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,149 +25,26 @@ from synq import zoo
 from synq.artifacts import read_checkpoint
 from synq.errors import ArtifactError
 from synq.models import build
-
-ROOT = Path(__file__).parents[1]
-FOLDERS = ("envs", "experiments", "profiles", "rules", "synq", "workflow")
-BIN = Path(sys.executable).parent
-ENVIRONMENT = {
-    **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-    "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]),
-    "CUDA_VISIBLE_DEVICES": "",  # the same tests on every machine
-}
-PATIENCE = 900  # seconds for one process; a busy machine takes many times what a free one does
-
-RESULTS = "results/tiny"
-TEACHER = f"{RESULTS}/models/digits-resnet20/teacher.safetensors"
-TABLE = f"{RESULTS}/tables/accuracy.md"
-SYNQ = f"{RESULTS}/runs/digits-resnet20/w4a4/synq/seed0"
-ZEROQ = f"{RESULTS}/runs/digits-resnet20/w4a4/zeroq/seed0"
-HARD = f"{RESULTS}/synthetic/digits-resnet20/hard/seed0"
-UNLABELLED = f"{RESULTS}/synthetic/digits-resnet20/unlabelled/seed0"
-EVERYTHING = {
-    "train": 1,
-    "evaluate_teacher": 1,
-    "synthesize": 4,
-    "finetune": 2,
-    "evaluate": 2,
-    "accuracy": 1,
-    "all": 1,
-}
-
-
-class Workflow:
-    """A copy of the clone; ``first`` is what its first run printed."""
-
-    def __init__(self, root: Path, first: str = "") -> None:
-        self.root, self.first = root, first
-
-    def run(
-        self,
-        *arguments: str,
-        overlay: str = "",
-        snakefile: str = "Snakefile",
-        cwd: Path | None = None,
-        **environment: str,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run snakemake on the tiny overlay, with another overlay on top."""
-        overlays = [str(self.root / "experiments/tiny.yaml")]
-        if overlay:
-            overlays.append(str(self.root / "overlay.yaml"))
-            Path(overlays[-1]).write_text(overlay, encoding="utf-8")
-        words = [sys.executable, "-m", "snakemake", "-s", str(self.root / snakefile)]
-        words += ["--cores", "2", "--configfile", *overlays, *arguments]
-        return _process(words, cwd or self.root, environment)
-
-    def plan(self, *arguments: str, **more: str) -> str:
-        """What a dry run prints."""
-        ran = self.run("-n", *arguments, **more)
-        assert ran.returncode == 0, ran.stdout
-        return ran.stdout
-
-    def command(self, *words: str) -> str:
-        """The printed shell command that has all these words."""
-        commands = re.findall(r"^\s*Shell command: (.+)$", self.first, re.MULTILINE)
-        (found,) = (line for line in commands if all(f" {word} " in line for word in words))
-        return found
-
-    def arguments(self, *words: str) -> list[str]:
-        """The same command's arguments to ``python -m``, without the log and the threads."""
-        return shlex.split(self.command(*words).partition(" --threads ")[0])[2:]
-
-    def bytes(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
-
-
-def _process(
-    words: list[str], cwd: Path, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words,
-        cwd=cwd,
-        env={**ENVIRONMENT, **environment},
-        text=True,
-        encoding="utf-8",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=PATIENCE,
-        check=False,
-    )
-
-
-def jobs(text: str) -> dict[str, int]:
-    """Jobs of each rule, from snakemake's table."""
-    if "Nothing to be done" in text:
-        return {}
-    table = re.search(r"^Job stats:\n.+\n[- ]+\n((?:\w+ +\d+\n)+)", text, re.MULTILINE)
-    assert table, text
-    counts = {rule: int(count) for rule, count in map(str.split, table[1].splitlines())}
-    counts.pop("total")
-    return counts
-
-
-def shards(text: str) -> set[tuple[str, str]]:
-    """Image set and name of every planned shard."""
-    return {
-        (image_set, shard)
-        for shard, image_set in re.findall(r"Synthesizing (\S+) of \S+ \((\S+), seed \d+\)", text)
-    }
-
-
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    """The clone as git has it, nothing run."""
-    root = tmp_path_factory.mktemp("clone")
-    for name in FOLDERS:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, root / name, ignore=ignored)
-    for name in ("Snakefile", "config.yaml"):
-        shutil.copy(ROOT / name, root)
-    return Workflow(root)
-
-
-def _copy(workflow: Workflow, root: Path, first: str) -> Workflow:
-    shutil.copytree(workflow.root, root)
-    return Workflow(root, first)
-
-
-@pytest.fixture(scope="session")
-def finished(clone: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    workflow = _copy(clone, tmp_path_factory.mktemp("finished") / "clone", "")
-    ran = workflow.run("--printshellcmds")
-    assert ran.returncode == 0, ran.stdout
-    workflow.first = ran.stdout
-    return workflow
-
-
-@pytest.fixture
-def workflow(finished: Workflow, tmp_path: Path) -> Workflow:
-    """A finished workflow of the test's own: it may change and break what it likes."""
-    return _copy(finished, tmp_path / "clone", finished.first)
-
-
-def append(path: Path, text: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
-
+from workflow import (
+    ENVIRONMENT,
+    EVERYTHING,
+    HARD,
+    PATIENCE,
+    RESULTS,
+    ROOT,
+    SYNQ,
+    TABLE,
+    TEACHER,
+    UNLABELLED,
+    ZEROQ,
+    Workflow,
+    append,
+    copied,
+    jobs,
+    process,
+    shards,
+    wait,
+)
 
 # The finished run.
 
@@ -381,7 +256,7 @@ def test_shards_are_named_after_their_classes(workflow: Workflow) -> None:
 def test_a_mistake_in_the_config_is_one_line(
     clone: Workflow, overlay: str, message: str, tmp_path: Path
 ) -> None:
-    workflow = _copy(clone, tmp_path / "clone", "")
+    workflow = copied(clone, tmp_path / "clone", "")
     ran = workflow.run(overlay=overlay)
     assert ran.returncode == 2, ran.stdout
     lines = ran.stdout.strip().splitlines()
@@ -458,7 +333,7 @@ def test_killed_jobs_of_changed_settings_are_planned_again(
 def test_the_printed_command_makes_the_same_student_by_hand(workflow: Workflow) -> None:
     command = workflow.command("finetune", "--method synq")
     assert f"--output {SYNQ}/student.safetensors" in command
-    ran = _process(["bash", "-c", command.replace(SYNQ, "byhand")], workflow.root, {})
+    ran = process(["bash", "-c", command.replace(SYNQ, "byhand")], workflow.root, {})
     assert ran.returncode == 0, ran.stdout
     for name in ("student.safetensors", "snapshots.h5"):
         assert workflow.bytes(f"byhand/{name}") == workflow.bytes(f"{SYNQ}/{name}")
@@ -486,7 +361,7 @@ def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(workflow: Wor
     parts, process = start("parts")
     state = parts / "student.work/state.safetensors"
     try:
-        _wait(lambda: _epoch(state) >= 1 or process.poll() is not None)
+        wait(lambda: _epoch(state) >= 1 or process.poll() is not None)
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
         reached = _epoch(state)
@@ -509,13 +384,6 @@ def _epoch(state: Path) -> int:
         return int(read_checkpoint(state, "state")[1]["epoch"])
     except ArtifactError:
         return -1
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # Reports every file that is opened: by Python, by h5py and by safetensors, which have their own
@@ -560,7 +428,7 @@ def test_synthesis_opens_no_file_but_the_teacher(workflow: Workflow, tmp_path: P
     arguments[arguments.index("--output") + 1] = "again/shard.h5"
     report = tmp_path / "opened.json"
     words = [sys.executable, "-c", GUARD, str(report), *arguments, "--threads", "1"]
-    ran = _process(words, workflow.root, {})
+    ran = process(words, workflow.root, {})
     assert ran.returncode == 0, ran.stdout
     paths = {(workflow.root / path).resolve() for path in json.loads(report.read_text())}
     read = {
@@ -598,7 +466,7 @@ def _teacher(model: str) -> str:
 def test_a_network_of_a_zoo_is_made_from_its_name_and_stays_when_the_store_moves(
     clone: Workflow, tmp_path: Path
 ) -> None:
-    workflow = _copy(clone, tmp_path / "clone", "")
+    workflow = copied(clone, tmp_path / "clone", "")
     network = build("resnet20_cifar10", 10, 3, 32)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     content = (tmp_path / "weights.pth").read_bytes()
@@ -631,7 +499,7 @@ def test_a_network_of_a_zoo_is_made_from_its_name_and_stays_when_the_store_moves
 
 
 def test_a_function_of_ones_own_counts_as_code(clone: Workflow, tmp_path: Path) -> None:
-    workflow = _copy(clone, tmp_path / "clone", "")
+    workflow = copied(clone, tmp_path / "clone", "")
     (workflow.root / "own_nets.py").write_text(POOL, encoding="utf-8")
     state = {"0.weight": torch.ones(4, 3, 3, 3), "0.bias": torch.ones(4)}
     batchnorm = torch.nn.BatchNorm2d(4).state_dict()
@@ -658,13 +526,13 @@ def test_a_function_of_ones_own_counts_as_code(clone: Workflow, tmp_path: Path) 
 
 
 def test_snakemake_finds_no_fault(clone: Workflow) -> None:
-    ran = _process([sys.executable, "-m", "snakemake", "--lint"], clone.root, {})
+    ran = process([sys.executable, "-m", "snakemake", "--lint"], clone.root, {})
     assert ran.returncode == 0, ran.stdout
 
 
 def test_the_rules_are_formatted(clone: Workflow) -> None:
     pytest.importorskip("snakefmt", reason="snakefmt is not installed; it comes with [dev]")
-    ran = _process([sys.executable, "-m", "snakefmt", "--check", "."], clone.root, {})
+    ran = process([sys.executable, "-m", "snakefmt", "--check", "."], clone.root, {})
     assert ran.returncode == 0, ran.stdout
 
 
@@ -676,7 +544,7 @@ def test_the_snakefile_for_the_catalog_plans_the_same_jobs(clone: Workflow) -> N
 def test_jobs_run_the_code_of_this_clone_from_any_folder(
     clone: Workflow, snakefile: str, tmp_path: Path
 ) -> None:
-    workflow = _copy(clone, tmp_path / "clone", "")
+    workflow = copied(clone, tmp_path / "clone", "")
     (workflow.root / "synq/__main__.py").write_text("raise SystemExit('the code of this clone')\n")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

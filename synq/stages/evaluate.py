@@ -2,23 +2,22 @@
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 
 from synq.artifacts import FORMAT, read_json, write_json
 from synq.config import Evaluation, TestSet, parse_bits
 from synq.datasets import Images, read
-from synq.errors import ArtifactError, DataError
+from synq.errors import DataError
 from synq.evaluation import confusion, doubt, top1
 from synq.networks import Teacher, check_teacher, read_teacher
 from synq.quantization import packed_bytes
 from synq.runtime import prepare, progress, versions
 from synq.shards import ShardSet
+from synq.snapshots import Snapshots
 from synq.training import split
 
 AGREEMENT = "no test set: the percentages are agreement with the teacher on synthetic images"
@@ -73,8 +72,8 @@ def evaluate_run(
     """
     network = read_teacher(teacher, prepare(device, threads))
     reference = read_json(teacher_metrics, "teacher metrics")
-    with _open(snapshots) as file, contextlib.ExitStack() as stack:
-        record = json.loads(file.attrs["record"])
+    with Snapshots(snapshots) as students, contextlib.ExitStack() as stack:
+        record = students.record
         check_teacher(record, network, snapshots)
         if test.dataset == "none":
             shard_set = stack.enter_context(ShardSet(shards, network.sha256))
@@ -84,13 +83,9 @@ def evaluate_run(
         student = network.student(parse_bits(record["bits"]))
         student.to(next(network.model.parameters()).device)
         accuracies: dict[int, float] = {}
-        for name in progress(sorted(file), "students"):
-            group = file[name]
-            tensors = {key: torch.as_tensor(group[key][()]) for key in group}
-            student.load_state_dict(tensors)
-            accuracies[int(name.split("-")[1])] = top1(
-                _confusion(student, network, images, settings)
-            )
+        for epoch in progress(students.epochs, "students"):
+            student.load_state_dict(students.student(epoch))
+            accuracies[epoch] = top1(_confusion(student, network, images, settings))
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
     def of(epoch: int) -> dict[str, float]:
@@ -104,8 +99,9 @@ def evaluate_run(
             for key in ("model", "bits", "method", "seed", "images", "image_set", "shards")
         },
         "teacher_sha256": network.sha256,
+        "snapshots_checksum": students.checksum,
         "teacher": {key: reference[key] for key in ("top1", "weight_bytes")},
-        "remark": AGREEMENT if test.dataset == "none" else reference["warning"],
+        "remark": "; ".join(_remarks(record, test, reference)),
         "calibrated": of(0),
         "last": of(record["last"]),
         "selected": of(record["selected"]),
@@ -124,6 +120,20 @@ def evaluate_run(
     print(", ".join(f"{key} {value:.2f} %" for key, value in shown.items()))
     if metrics["remark"]:
         print(f"remark: {metrics['remark']}")
+
+
+def _remarks(
+    record: Mapping[str, Any], test: TestSet, reference: Mapping[str, Any]
+) -> Iterator[str]:
+    if test.dataset == "none":
+        yield AGREEMENT
+    if reference["warning"]:
+        yield reference["warning"]
+    if record["last"] > 0 and record["selected"] == 0:
+        yield (
+            f"{record['bits']} {record['method']}: fine-tuning never lowered the held-out loss, "
+            "so the calibrated student was selected; lower finetune.learning_rate"
+        )
 
 
 def _test_images(network: Teacher, test: TestSet) -> Images:
@@ -163,17 +173,3 @@ def _confusion(
 ) -> torch.Tensor:
     batches = images.batches(settings.evaluation_batch_size, network.mean, network.std)
     return confusion(model, batches, network.classes)
-
-
-def _open(path: Path) -> h5py.File:
-    remedy = "delete it and run the fine-tuning again"
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist; run the fine-tuning") from None
-    except OSError as error:
-        raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from None
-    if file.attrs.get("kind") != "snapshots":
-        file.close()
-        raise ArtifactError(f"{path} holds no students; {remedy}")
-    return file

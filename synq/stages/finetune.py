@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 from torch import nn
 
-from synq.artifacts import atomic, read_checkpoint, write_checkpoint
+from synq.artifacts import read_checkpoint, write_checkpoint
 from synq.calibration import calibrate
 from synq.config import Calibration, Finetune, parse_bits
 from synq.errors import ArtifactError, ConfigError
@@ -21,6 +20,7 @@ from synq.networks import read_teacher, student_tensors
 from synq.quantization import packed_bytes
 from synq.runtime import generator_for, prepare, versions
 from synq.shards import ShardSet
+from synq.snapshots import write_snapshots
 from synq.training import Images, Progress, finetune
 
 
@@ -59,8 +59,9 @@ def finetune_student(
         "versions": versions(),
     }
     work = output.with_name(f"{output.stem}.work")
-    with ShardSet(shards, network.sha256) as shard_set:
+    with ShardSet(shards, network.sha256, network.classes, network.image_shape) as shard_set:
         record["images"] = len(shard_set)
+        record["shard_checksums"] = shard_set.checksums
         images = Images(shard_set, settings, target)
         if not len(images.train):
             raise ConfigError("finetune.holdout leaves no image to train on; lower it")
@@ -161,14 +162,10 @@ def _finish(
         "history": state.history,
         "weight_bytes": weight_bytes,
     }
-    with atomic(snapshots) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["kind"] = "snapshots"
-        file.attrs["record"] = json.dumps(summary, sort_keys=True)
-        for epoch in epochs:
-            tensors, _ = read_checkpoint(_epoch_file(work, epoch), "student")
-            group = file.create_group(f"epoch-{epoch:04d}", track_order=True)
-            for name, tensor in tensors.items():
-                group.create_dataset(name, data=tensor.numpy(), track_times=False)
+    students = (
+        (epoch, read_checkpoint(_epoch_file(work, epoch), "student")[0]) for epoch in epochs
+    )
+    write_snapshots(snapshots, summary, students)
     tensors, _ = read_checkpoint(_epoch_file(work, selected), "student")
     write_checkpoint(output, "student", tensors, {**summary, "epoch": selected})
     shutil.rmtree(work)

@@ -1,0 +1,199 @@
+"""Whether a folder of results is what was written, and all of it made from one another."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synq.artifacts import file_sha256, read_checkpoint, read_json
+from synq.errors import ArtifactError, ConfigError
+from synq.hdf5 import refusing
+from synq.plan import shard_name
+from synq.shards import REMEDY, open_shard
+from synq.snapshots import Snapshots
+
+FOLDERS = ("models", "synthetic", "runs")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: damaged, stale, or left over by a job that was killed."""
+
+    kind: str
+    path: Path
+    text: str
+
+    def __str__(self) -> str:
+        # The reader's own errors name the file already.
+        named = self.text.startswith(str(self.path))
+        return f"{self.kind}: {self.text if named else f'{self.path} {self.text}'}"
+
+
+@dataclass
+class Walk:
+    """The findings so far, and what later files are compared with.
+
+    ``teachers`` are SHA-256 by model, ``shards`` checksums by path below the root.
+    """
+
+    root: Path
+    findings: list[Finding] = field(default_factory=list)
+    files: int = 0
+    teachers: dict[str, str] = field(default_factory=dict)
+    shards: dict[str, str] = field(default_factory=dict)
+
+    def find(self, kind: str, path: Path, text: str) -> None:
+        self.findings.append(Finding(kind, path, text))
+
+    def opened(self, path: Path, read: Callable[[], Any]) -> Any:
+        """What ``read`` gives; None and a finding where the file is refused."""
+        self.files += 1
+        try:
+            return read()
+        except ArtifactError as error:
+            self.find("damaged", path, str(error))
+            return None
+
+    def check(self, path: Path, record: Mapping[str, Any], **wanted: Any) -> None:
+        """A finding for each entry of a record that is not as the file's place says."""
+        for key, value in wanted.items():
+            if record.get(key) != value:
+                self.find("stale", path, f"is of {key} {record.get(key)!r}, not {value!r}")
+
+    def check_teacher(self, path: Path, found: object, model: str) -> None:
+        if found != self.teachers.get(model):
+            other = "another teacher than" if model in self.teachers else "a teacher that is not"
+            self.find("stale", path, f"was made from {other} models/{model}/teacher.safetensors")
+
+
+def verify(*, results: Path) -> int:
+    """Print what is wrong below ``results``; 1 if something is damaged or stale, else 0."""
+    if not results.is_dir():
+        raise ConfigError(f"{results} is not a folder; name the folder of results")
+    if not any((results / name).is_dir() for name in FOLDERS):
+        raise ConfigError(f"{results} holds no {', no '.join(FOLDERS)}; is it a folder of results?")
+    walk = Walk(results)
+    for path in sorted(results.glob("models/*/teacher.safetensors")):
+        _teacher(walk, path)
+    for path in sorted(results.glob("models/*/metrics.json")):
+        _teacher_metrics(walk, path)
+    for path in sorted(results.glob("synthetic/*/*/*/*.h5")):
+        _shard(walk, path)
+    for path in sorted(results.glob("runs/*/*/*/*")):
+        _run(walk, path)
+    for path in _left_over(results):
+        walk.find("left over", path, "is of a job that was killed or still runs")
+    for finding in walk.findings:
+        print(finding)
+    kinds = [finding.kind for finding in walk.findings]
+    counts = [f"{kinds.count(kind)} {kind}" for kind in ("damaged", "stale", "left over")]
+    print(f"{results}: {walk.files} files checked, {', '.join(counts)}")
+    return int(any(kind != "left over" for kind in kinds))
+
+
+def _teacher(walk: Walk, path: Path) -> None:
+    model = path.parent.name
+    read = walk.opened(path, lambda: (read_checkpoint(path, "teacher")[1], file_sha256(path)))
+    if read is None:
+        return
+    record, walk.teachers[model] = read
+    walk.check(path, record, name=model)
+    download = path.with_name("download")
+    origin = str(record.get("origin"))
+    if download.is_file() and " sha256:" in origin:
+        digest = walk.opened(download, lambda: file_sha256(download))
+        if digest is not None and digest != origin.partition(" sha256:")[2]:
+            walk.find("stale", download, "is not the file that the teacher beside it was made from")
+
+
+def _teacher_metrics(walk: Walk, path: Path) -> None:
+    metrics = walk.opened(path, lambda: read_json(path, "teacher metrics"))
+    if metrics is not None:
+        walk.check_teacher(path, metrics.get("teacher_sha256"), path.parent.name)
+
+
+def _shard(walk: Walk, path: Path) -> None:
+    model, _, seed = path.relative_to(walk.root / "synthetic").parts[:3]
+
+    def read() -> dict[str, Any]:
+        with open_shard(path) as file, refusing(path, REMEDY):
+            texts = {key: str(file.attrs[key]) for key in ("model", "teacher_sha256", "checksum")}
+            classes = [int(number) for number in file.attrs["classes"]]
+            return {
+                **texts,
+                "seed": f"seed{file.attrs['seed']}",
+                "name": shard_name(classes[0], classes[-1]),
+            }
+
+    record = walk.opened(path, read)
+    if record is None:
+        return
+    walk.shards[str(path.relative_to(walk.root))] = record["checksum"]
+    walk.check(path, record, model=model, seed=seed, name=path.stem)
+    walk.check_teacher(path, record["teacher_sha256"], model)
+
+
+def _run(walk: Walk, folder: Path) -> None:
+    """The files of one run; those that are missing are not made yet, which is no finding."""
+    student, snapshots = folder / "student.safetensors", folder / "snapshots.h5"
+    record = kept = None
+    if snapshots.exists():
+        kept = walk.opened(snapshots, lambda: _snapshots(snapshots))
+    if student.exists():
+        record = walk.opened(student, lambda: read_checkpoint(student, "student")[1])
+    if kept is not None:
+        _student(walk, snapshots, kept)
+    if record is not None:
+        _student(walk, student, record)
+    if kept is not None and record is not None:
+        shared = {key: value for key, value in kept.items() if key != "checksum"}
+        own = {key: record.get(key) for key in shared}
+        if json.dumps(own, sort_keys=True) != json.dumps(shared, sort_keys=True):
+            walk.find("stale", student, "and snapshots.h5 beside it are of two runs")
+    _metrics(walk, folder / "metrics.json", kept)
+
+
+def _snapshots(path: Path) -> dict[str, Any]:
+    with Snapshots(path) as students:
+        return {**students.record, "checksum": students.checksum}
+
+
+def _student(walk: Walk, path: Path, record: Mapping[str, Any]) -> None:
+    model, seed = _place(walk, path, record)
+    names, checksums = record.get("shards"), record.get("shard_checksums")
+    if not (isinstance(names, list) and isinstance(checksums, list) and len(names)):
+        walk.find("stale", path, "does not say which shards it was made from")
+        return
+    for name, checksum in itertools.zip_longest(names, checksums):
+        place = f"synthetic/{model}/{record.get('image_set')}/{seed}/{name}.h5"
+        if walk.shards.get(place) != checksum:
+            other = "another" if place in walk.shards else "no whole"
+            text = f"was made from images that are gone: there is {other} {place}"
+            walk.find("stale", path, text)
+
+
+def _place(walk: Walk, path: Path, record: Mapping[str, Any]) -> tuple[str, str]:
+    """Compare a record with the run's folder; the model and the seed of that."""
+    model, bits, method, seed = path.parent.relative_to(walk.root / "runs").parts
+    found = {**record, "seed": f"seed{record.get('seed')}"}
+    walk.check(path, found, model=model, bits=bits, method=method, seed=seed)
+    walk.check_teacher(path, record.get("teacher_sha256"), model)
+    return model, seed
+
+
+def _metrics(walk: Walk, path: Path, kept: Mapping[str, Any] | None) -> None:
+    metrics = walk.opened(path, lambda: read_json(path, "metrics")) if path.exists() else None
+    if metrics is None:
+        return
+    _place(walk, path, metrics)
+    if kept is not None and metrics.get("snapshots_checksum") != kept["checksum"]:
+        walk.find("stale", path, "measured other students than those in snapshots.h5 beside it")
+
+
+def _left_over(results: Path) -> Iterator[Path]:
+    for folder in FOLDERS:
+        for path in sorted((results / folder).rglob("*")):
+            if ".tmp." in path.name or path.suffix == ".work":
+                yield path
