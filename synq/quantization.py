@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synq.activations import QUANTIZABLE
 from synq.errors import ModelError
 
 SMALLEST_RANGE = 1e-8
@@ -55,6 +56,14 @@ def fake_quantize(values: Tensor, lo: Tensor, hi: Tensor, bits: int) -> Tensor:
     return _FakeQuantize.apply(values, lo, hi, bits)
 
 
+def swap_channels(weight: Tensor, groups: int) -> Tensor:
+    """``[in, out / groups, ...]`` of a transposed convolution as ``[out, in / groups, ...]``.
+
+    The latter is how a convolution stores its weight. The function is its own inverse.
+    """
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
 def channel_ranges(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Minimum and maximum of each output channel (first axis), shaped to broadcast."""
     flat = weight.detach().flatten(1)
@@ -87,43 +96,70 @@ class QuantLinear(QuantizedWeight, nn.Linear):
         return nn.functional.linear(input, self.quantized_weight(), self.bias)
 
 
+class QuantConvTranspose2d(QuantizedWeight, nn.ConvTranspose2d):
+    """A transposed convolution, quantized as the others are."""
+
+    def quantized_weight(self) -> Tensor:
+        weight = swap_channels(self.weight, self.groups)
+        return swap_channels(fake_quantize(weight, *channel_ranges(weight), self.bits), self.groups)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        )
+        return nn.functional.conv_transpose2d(
+            input,
+            self.quantized_weight(),
+            self.bias,
+            self.stride,
+            self.padding,
+            padding,
+            self.groups,
+            self.dilation,
+        )
+
+
 class QuantizedActivation(nn.Module):
-    """What quantized activations share: the static range, and the observer while calibrating."""
+    """What quantized activations share: the static range, and the observer while calibrating.
+
+    Each is a class with the float activation behind this one, whose forward runs first.
+    """
 
     bits: int
     lo: Tensor
     hi: Tensor
     observer: Callable[[Tensor], None] | None
 
-    def quantized(self, output: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
         if self.observer is not None:
             self.observer(output.detach())
         return fake_quantize(output, self.lo, self.hi, self.bits)
 
 
-class QuantReLU(QuantizedActivation, nn.ReLU):
-    """ReLU, then quantization with a static range."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.quantized(super().forward(input))
-
-
-class QuantReLU6(QuantizedActivation, nn.ReLU6):
-    """ReLU6, then quantization with a static range."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.quantized(super().forward(input))
+def _quantized(activation: type[nn.Module]) -> type[nn.Module]:
+    """``QuantReLU`` of ReLU, and so on; in this module's namespace, where pickle looks for it."""
+    name = f"Quant{activation.__name__}"
+    text = f"{activation.__name__}, then quantization with a static range."
+    members = {"__module__": __name__, "__doc__": text}
+    globals()[name] = type(name, (QuantizedActivation, activation), members)
+    return globals()[name]  # type: ignore[no-any-return]
 
 
-WEIGHTED = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
-ACTIVATIONS = {nn.ReLU: QuantReLU, nn.ReLU6: QuantReLU6}
+# By their exact type: a subclass may use its weight in another way.
+WEIGHTED = {
+    nn.Conv2d: QuantConv2d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    nn.Linear: QuantLinear,
+}
+ACTIVATIONS = {activation: _quantized(activation) for activation in QUANTIZABLE}
 
 
 def quantize(model: nn.Module, weight_bits: int, activation_bits: int) -> nn.Module:
     """Turn the layers of ``model`` into quantized ones, in place, and return it.
 
     Every convolution and linear layer, the first and the last too, gets ``weight_bits``; every
-    ReLU and ReLU6 gets ``activation_bits``. Names and state-dict keys stay; each activation gains
+    activation of ``QUANTIZABLE`` gets ``activation_bits``. Names and state-dict keys stay; each activation gains
     the buffers ``lo`` and ``hi``, zero until they are calibrated. Raises ModelError where there is
     nothing to quantize, or nothing to quantize the activations after.
     """
@@ -143,8 +179,9 @@ def quantize(model: nn.Module, weight_bits: int, activation_bits: int) -> nn.Mod
     if not weighted:
         raise ModelError("the model has no convolution or linear layer to quantize")
     if not activations:
+        names = ", ".join(activation.__name__ for activation in QUANTIZABLE)
         raise ModelError(
-            "the model has no ReLU or ReLU6 module to quantize activations after; "
+            f"the model has no activation module to quantize ({names}); "
             "functional activations (F.relu) must become modules"
         )
     return model
@@ -178,14 +215,16 @@ def packed_bytes(model: nn.Module, weight_bits: int) -> int:
     """Bytes of the parameters and statistics with the weights packed at ``weight_bits``.
 
     Codes without padding, a float32 scale and an int32 zero point for each output channel; all
-    else (biases, BatchNorm, activation ranges) as it is stored.
+    else (biases, BatchNorm, activation ranges, layers that are not quantized) as it is stored.
     """
     total = 0
     for module in model.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         total += sum(tensor.numel() * tensor.element_size() for tensor in own)
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and weight_bits < 32:
-            weight = module.weight
+        if (type(module) in WEIGHTED or isinstance(module, QuantizedWeight)) and weight_bits < 32:
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            transposed = isinstance(module, nn.ConvTranspose2d)
+            channels = module.out_channels if transposed else weight.shape[0]
             total -= weight.numel() * weight.element_size()
-            total += -(-weight.numel() * weight_bits // 8) + 8 * weight.shape[0]
+            total += -(-weight.numel() * weight_bits // 8) + 8 * channels
     return total

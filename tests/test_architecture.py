@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "published", "source"},
     {"config"},
     {"plan"},
-    {"arrays"},
+    {"activations", "arrays"},
     {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
     | {"lowpass", "models", "quantization", "runtime", "tables"},
     {"calibration", "saliency", "shards", "statistician"},
