@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,12 +24,13 @@ def recorded(
     handles = []
 
     def keep(name: str) -> Callable[..., Tensor | None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Any) -> Tensor | None:
             if inputs:
                 record[name] = args[0]
                 return None
             if transform is None:
-                record[name] = output
+                # nn.MultiheadAttention gives its attention beside the tokens.
+                record[name] = output[0] if isinstance(output, tuple) else output
                 return None
             record[name] = transform(output)
             return record[name]

@@ -14,6 +14,7 @@ LAYERS = [
     {"config"},
     {"plan"},
     {"activations", "arrays"},
+    {"attention"},
     {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
     | {"lowpass", "models", "quantization", "runtime", "tables"},
     {"calibration", "saliency", "shards", "statistician"},
