@@ -68,6 +68,15 @@ COMMANDS = {
         {**_NAME, "output": _path("the teacher's checkpoint to write")},
         {"model": config.Model, "settings": config.Train},
     ),
+    "inspect": Command(
+        "inspect.inspect",
+        "tell what of a teacher is quantized and whether it fits, before any work",
+        {
+            **_TEACHER,
+            "json": _path("a JSON file to write, with all of it", required=False),
+        },
+        computes=False,
+    ),
     "synthesize": Command(
         "synthesize.synthesize_shard",
         "synthesize the images of some classes as one HDF5 shard",
@@ -179,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0, or 2 after one line about what the user can mend."""
+    """Run one command; its own exit code, or 2 after one line about what the user can mend."""
     values = vars(parser().parse_args(arguments))
     command = COMMANDS[values.pop("command")]
     try:
@@ -190,14 +199,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if values.get("threads", 0) < 0:
             raise config.ConfigError("threads is negative; write 0 or more")
         module, _, function = command.function.rpartition(".")
-        run: Callable[..., None] = getattr(
+        run: Callable[..., int | None] = getattr(
             importlib.import_module(f"synq.stages.{module}"), function
         )
-        run(**values)
+        return run(**values) or 0
     except UserError as error:
         print(f"synq: error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _flag(name: str) -> str:

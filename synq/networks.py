@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synq.anatomy import require_modules
 from synq.artifacts import file_sha256, read_checkpoint, write_checkpoint
 from synq.config import Model, RealImages, Synthesis
 from synq.errors import ArtifactError, ConfigError
@@ -32,7 +33,11 @@ class Teacher:
     std: list[float]
 
     def student(self, bits: tuple[int, int]) -> nn.Module:
-        """A quantized copy with ranges that are not calibrated yet."""
+        """A quantized copy with ranges that are not calibrated yet.
+
+        Raises ModelError where activations would stay in full precision unseen.
+        """
+        require_modules(self.model, self.image_shape)
         return quantize(copy.deepcopy(self.model), *bits).eval()
 
 

@@ -138,19 +138,17 @@ class QuantConvTranspose2d(QuantizedWeight, nn.ConvTranspose2d):
         return swap_channels(fake_quantize(weight, *channel_ranges(weight), self.bits), self.groups)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        stride, padding, dilation = self._geometry()
+        more = self._output_padding(
+            input, output_size, stride, padding, list(self.kernel_size), 2, dilation
         )
+        weight = self.quantized_weight()
         return nn.functional.conv_transpose2d(
-            input,
-            self.quantized_weight(),
-            self.bias,
-            self.stride,
-            self.padding,
-            padding,
-            self.groups,
-            self.dilation,
+            input, weight, self.bias, stride, padding, more, self.groups, dilation
         )
+
+    def _geometry(self) -> Any:
+        return self.stride, self.padding, self.dilation
 
 
 class QuantizedActivation(nn.Module):
@@ -285,10 +283,11 @@ def packed_bytes(model: nn.Module, weight_bits: int) -> int:
     for module in model.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         total += sum(tensor.numel() * tensor.element_size() for tensor in own)
-        if (type(module) in WEIGHTED or isinstance(module, QuantizedWeight)) and weight_bits < 32:
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            transposed = isinstance(module, nn.ConvTranspose2d)
-            channels = module.out_channels if transposed else weight.shape[0]
+        if weight_bits < 32 and type(module) in (*WEIGHTED, *WEIGHTED.values()):
+            weight = module.get_parameter("weight")
+            channels = weight.shape[0]
+            if isinstance(module, nn.ConvTranspose2d):
+                channels = weight.shape[1] * module.groups
             total -= weight.numel() * weight.element_size()
             total += -(-weight.numel() * weight_bits // 8) + 8 * channels
     return total

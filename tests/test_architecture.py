@@ -16,12 +16,13 @@ LAYERS = [
     {"activations", "arrays"},
     {"attention"},
     {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
-    | {"lowpass", "models", "quantization", "runtime", "tables"},
-    {"calibration", "saliency", "shards", "statistician"},
+    | {"lowpass", "models", "quantization", "runtime", "tables", "tracing"},
+    {"anatomy", "calibration", "saliency", "shards", "statistician"},
     {"generator", "synthesis"},
     {"networks", "training"},
+    {"inspection"},
     {"stages.collect", "stages.evaluate", "stages.fetch", "stages.finetune"}
-    | {"stages.synthesize", "stages.tables", "stages.train"},
+    | {"stages.inspect", "stages.synthesize", "stages.tables", "stages.train"},
     {"cli"},
     {"__main__"},
 ]
@@ -93,7 +94,7 @@ def test_what_the_snakefile_imports_uses_the_standard_library_alone(module):
             assert roots <= {*sys.stdlib_module_names, "synq"}
 
 
-@pytest.mark.parametrize("stage", ["synthesize", "finetune"])
+@pytest.mark.parametrize("stage", ["inspect", "synthesize", "finetune"])
 def test_no_real_image_is_within_reach_of_a_data_free_stage(stage):
     assert "synthesis" in reached("stages.synthesize")
     assert "datasets" in reached("stages.evaluate")

@@ -45,6 +45,7 @@ WRONG = {
     "tables": "--metrics none --benchmarks b --output o",
     "ablation": "--metrics none --full synq --output o",
     "collect": "--teacher none --output o --classes 0 --seed 0 --dataset digits",
+    "inspect": "--teacher none --json j",
     "synthesize": "--teacher none --output o --classes 0 --seed 0",
     "train": "--name n --output o --source train --architecture resnet20_cifar --classes 10"
     " --image-size 32",
