@@ -39,14 +39,14 @@ def is_attention(module: nn.Module) -> bool:
 def open_inputs(model: nn.Module) -> list[nn.Linear]:
     """The linear layers of a transformer whose input no activation module gives.
 
-    None in a model without attention. The last linear layer is the classifier, whose input stays
-    in full precision as in the paper's networks. An activation gives the input where it stands
-    before the layer in the module that owns both, with nothing but dropout between (the MLPs of
-    torchvision's and timm's transformers).
+    None in a model without attention. The last linear layer is the classifier, unless it is an
+    attention's, and its input stays in full precision as in the paper's networks. An activation
+    gives the input where it stands before the layer in the module that owns both, with nothing but
+    dropout between (the MLPs of torchvision's and timm's transformers).
     """
-    if not attention_layers(model):
-        return []
-    found, behind_activation = [], set()
+    attentions = attention_layers(model).values()
+    found: list[nn.Linear] = []
+    behind_activation = set()
     for module in model.modules():
         previous: nn.Module | None = None
         for child in module.children():
@@ -54,9 +54,13 @@ def open_inputs(model: nn.Module) -> list[nn.Linear]:
                 behind_activation.add(child)
             if not isinstance(child, nn.Dropout | nn.Identity):
                 previous = child
-        if type(module) in LINEAR:
+        if isinstance(module, nn.Linear) and type(module) in LINEAR:
             found.append(module)
-    return [layer for layer in found[:-1] if layer not in behind_activation]  # type: ignore[misc]
+    if not attentions:
+        return []
+    if found and not any(found[-1] is child for layer in attentions for child in layer.children()):
+        found.pop()
+    return [layer for layer in found if layer not in behind_activation]
 
 
 class OpenMultiheadAttention(nn.MultiheadAttention):

@@ -283,7 +283,8 @@ def packed_bytes(model: nn.Module, weight_bits: int) -> int:
     for module in model.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         total += sum(tensor.numel() * tensor.element_size() for tensor in own)
-        if weight_bits < 32 and type(module) in (*WEIGHTED, *WEIGHTED.values()):
+        weighted = isinstance(module, QuantizedWeight) or type(module) in WEIGHTED
+        if weight_bits < 32 and weighted:
             weight = module.get_parameter("weight")
             channels = weight.shape[0]
             if isinstance(module, nn.ConvTranspose2d):

@@ -17,7 +17,7 @@ LAYERS = [
     {"attention"},
     {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
     | {"lowpass", "models", "quantization", "runtime", "tables", "tracing"},
-    {"anatomy", "calibration", "saliency", "shards", "statistician"},
+    {"anatomy", "calibration", "patches", "saliency", "shards", "statistician"},
     {"generator", "synthesis"},
     {"networks", "training"},
     {"inspection"},
