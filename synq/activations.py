@@ -18,8 +18,8 @@ QUANTIZABLE: tuple[type[nn.Module], ...] = (
     *(nn.Hardswish, nn.SiLU, nn.GELU, nn.Mish),
     *(HSwish, Swish),
 )
-# Their output multiplies a feature map: a few values of [0, 1] an image, which cost nothing.
-GATES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, HSigmoid)
+# Their output, of [0, 1], multiplies a feature map: few values, and every error is spread by them.
+GATES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, HSigmoid)
 
 _MODULES = {
     "relu": nn.ReLU,

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,13 +23,12 @@ def recorded(
     handles = []
 
     def keep(name: str) -> Callable[..., Tensor | None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Any) -> Tensor | None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if inputs:
                 record[name] = args[0]
                 return None
             if transform is None:
-                # nn.MultiheadAttention gives its attention beside the tokens.
-                record[name] = output[0] if isinstance(output, tuple) else output
+                record[name] = output
                 return None
             record[name] = transform(output)
             return record[name]

@@ -104,8 +104,9 @@ class PatchReader:
             )
 
     def _patches(self, record: dict[str, Tensor], name: str) -> Tensor:
-        tokens = record[name]
-        layer = self.layers[name]
+        tokens, layer = record[name], self.layers[name]
+        if isinstance(tokens, tuple):
+            tokens = tokens[0]  # nn.MultiheadAttention gives its attention beside the tokens
         if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
             tokens = tokens.transpose(0, 1)
         return patch_grid(tokens)

@@ -25,10 +25,12 @@ def cam_layer(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
     example = next(model.parameters()).new_zeros(1, *image_shape)
     with torch.no_grad(), recorded(convolutions | attentions) as record:
         model(example)
+    # Some networks' own convolutions give a pair of maps (octave convolutions): not one to align.
     spatial = [
         name
         for name, output in record.items()
-        if name in attentions or output.shape[-1] * output.shape[-2] > 1
+        if name in attentions
+        or (isinstance(output, Tensor) and output.shape[-1] * output.shape[-2] > 1)
     ]
     if not spatial:
         raise ModelError(

@@ -16,7 +16,15 @@ PRESERVING = {
     *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "pad", "dropout"),
     *("flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
     *("chunk", "split", "cat", "stack", "getitem", "unbind", "clone", "detach", "to", "roll"),
-    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "dropout2d", "expand", "narrow"),
+    *(
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "dropout2d",
+        "expand",
+        "narrow",
+        "index_select",
+    ),
 }
 SPOKEN = {"add": "sum", "iadd": "sum", "radd": "sum", "mul": "product", "imul": "product"}
 

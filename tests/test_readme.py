@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from synq.inspection import inspect_model
+from synq.models import build
 from synq.plan import plan
+from synq.stages.inspect import HEADERS, facts, rows, verdict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -66,6 +69,21 @@ def test_the_overlay_for_an_own_network_is_complete():
     whole = plan(config)
     assert whole.models["mine"].architecture == "resnet18"
     assert whole.settings("finetune", "mine", method="synq").batch_size == 16
+
+
+def test_the_inspection_shown_is_what_the_command_prints():
+    (text,) = re.findall(r"^ {4}digits-resnet20: images.*?^ {4}fits$", README, re.MULTILINE | re.S)
+    shown = [line.split() for line in text.splitlines() if line.strip()]
+    model = build("resnet20_cifar10", 10, 3, 32)
+    found = inspect_model(model, (3, 32, 32))
+    lines = [" ".join(row).split() for row in (*rows(found), *facts(found))]
+    # Three lines of head, a line that says how many rows are left out, and the verdict.
+    (left_out,) = [line for line in shown if line[0] == "..."]
+    cells = [line for line in shown[3:-1] if line[0] != "..."]
+    assert all(line in lines for line in cells)
+    assert int(left_out[1]) == len(lines) - len(cells)
+    assert shown[1] == list(HEADERS)
+    assert shown[-1] == [verdict(found)]
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
