@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synq.activations import FUNCTIONS, GATES
+from synq.attention import LINEAR, attention_layers, open_inputs
 from synq.errors import ModelError
 from synq.quantization import ACTIVATIONS, WEIGHTED
-from synq.tracing import Trace, Visits
+from synq.tracing import QUANTIZED, Trace, Visits
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -77,10 +78,11 @@ def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
     trace = Trace(model, ACTIVATIONS)
     trace.run(image_shape)
     names = {module: name or "the model" for name, module in model.named_modules()}
-    # The projections of an attention are read by its own function, not called.
-    inside = {c for m in names if isinstance(m, nn.MultiheadAttention) for c in m.children()}
+    # The linear layers of an attention are read by its own function, not called.
+    attentions = attention_layers(model).values()
+    inside = {c for m in attentions for c in m.children() if type(c) in LINEAR}
+    fed = {*open_inputs(model), *(m for m in attentions if isinstance(m, nn.MultiheadAttention))}
     order = [*trace.visits, *(m for m in names if m not in trace.visits)]
-    order = [module for module in order if module not in inside]
     called = [module for module in order if module in trace.visits]
     activation_calls, layer_calls = [], []
     for caller, function in trace.functions:
@@ -88,11 +90,19 @@ def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
         if function in FUNCTIONS and type(caller) not in (*ACTIVATIONS, *GATES):
             spelling, instead = FUNCTIONS[function]
             activation_calls.append(Call(where, spelling, f"nn.{instead.__name__}"))
-        elif function in WEIGHING and (caller is None or not _role(caller)):
+        elif function in WEIGHING and (
+            caller is None or not (_role(caller) or caller in attentions)
+        ):
             layer_calls.append(Call(where, f"F.{function.__name__}", "a layer"))
     return Anatomy(
         parts=[
-            _part(names[module], module, trace.visits.get(module, Visits()))
+            _part(
+                names[module],
+                module,
+                trace.visits.get(module, Visits()),
+                inside=module in inside,
+                fed=module in fed,
+            )
             for module in order
             if _role(module)
         ],
@@ -106,7 +116,7 @@ def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
         never_called=[
             names[module]
             for module in order
-            if module not in trace.visits and not _holds_others(module)
+            if module not in (*trace.visits, *inside) and not _holds_others(module)
         ],
     )
 
@@ -130,7 +140,8 @@ def refuse(anatomy: Anatomy) -> None:
         raise ModelError(f"no forward of the model passes an activation module ({kinds})")
 
 
-def _part(name: str, module: nn.Module, visits: Visits) -> Part:
+def _part(name: str, module: nn.Module, visits: Visits, *, inside: bool, fed: bool) -> Part:
+    """``inside`` an attention no layer is called; one that is ``fed`` quantizes its own input."""
     weight = _weight(module)
     outputs = [visit.output for visit in visits.calls if visit.output]
     return Part(
@@ -141,8 +152,8 @@ def _part(name: str, module: nn.Module, visits: Visits) -> Part:
         outputs[0][1:] if outputs else None,
         _multiply_adds(module, visits),
         len(visits.calls),
-        visits.origin,
-        _reason(module, len(visits.calls)),
+        QUANTIZED if fed else visits.origin,
+        _reason(module, called=inside or bool(visits.calls)),
     )
 
 
@@ -178,11 +189,11 @@ def _role(module: nn.Module) -> str:
     return "activation" if isinstance(module, tuple(ACTIVATIONS)) or of_torch else ""
 
 
-def _reason(module: nn.Module, calls: int) -> str:
+def _reason(module: nn.Module, *, called: bool) -> str:
     """Why a module stays in full precision; empty where it does not."""
-    if not calls:
+    if not called:
         return "never called"
-    known = [*WEIGHTED, *ACTIVATIONS]
+    known = [*WEIGHTED, *ACTIVATIONS, nn.MultiheadAttention]
     if type(module) in known:
         return ""
     if type(module) in GATES:

@@ -218,7 +218,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:
-    """Images from the teacher's BatchNorm statistics (paper, section 3; HAST for the target)."""
+    """Images from the teacher alone (paper, section 3; HAST for the target; PSAQ-ViT)."""
 
     images_per_class: int = setting(512, "images of each class", minimum=1)
     classes_per_shard: int = setting(
@@ -230,7 +230,25 @@ class Synthesis:
     plateau_patience: int = setting(
         50, "iterations without improvement before the learning rate is divided by 10", minimum=1
     )
-    bn_weight: float = setting(1.0, "weight of the BatchNorm alignment", minimum=0)
+    prior: str = setting(
+        "auto",
+        "what makes images natural: batchnorm (the statistics of the BatchNorm layers), "
+        "patches (diverse patches in the attention layers, PSAQ-ViT); "
+        "auto: batchnorm where there are such layers, or else patches",
+        choices=("auto", "batchnorm", "patches"),
+    )
+    bn_weight: float = setting(
+        1.0, "weight of the BatchNorm alignment (prior: batchnorm)", minimum=0
+    )
+    patch_weight: float = setting(
+        1.0, "weight of the entropy of patch similarities (prior: patches)", minimum=0
+    )
+    patch_bandwidth: float = setting(
+        0.05, "width of the kernels that estimate it, in units of cosine (prior: patches)", above=0
+    )
+    tv_weight: float = setting(
+        0.05, "weight of the total variation, a mean over pixels (prior: patches)", minimum=0
+    )
     target: str = setting(
         "hard",
         "what pulls images to their labels: none (ZeroQ), labels (cross-entropy), "
@@ -261,6 +279,13 @@ class Synthesis:
     synthesis_crop_min: float = setting(
         0.4, "smallest share of the area that such a crop keeps", above=0, maximum=1
     )
+
+    def __post_init__(self) -> None:
+        if self.prior == "patches" and self.deep_weight > 0:
+            raise ConfigError(
+                "deep_weight is for BatchNorm statistics, which prior: patches does without; "
+                "set deep_weight: 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from synq.anatomy import examine, refuse
 from synq.config import Finetune
 from synq.errors import ModelError
 from synq.models import batchnorms
+from synq.patches import PatchReader, uses_patches
 from synq.quantization import packed_bytes, quantize
 from synq.saliency import cam_layer
 from synq.training import feature_blocks
@@ -31,8 +32,12 @@ def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
     synthesis: list[str] = []
     quantization: list[str] = []
     needs: list[str] = []
-    _attempt(synthesis, lambda: batchnorms(model))
-    if not synthesis and not anatomy.batchnorms:
+    by_patches = uses_patches("auto", model)
+    if by_patches:
+        _attempt(synthesis, lambda: PatchReader(model, image_shape))
+    else:
+        _attempt(synthesis, lambda: batchnorms(model))
+    if not (synthesis or anatomy.batchnorms or by_patches):
         synthesis.append("no forward of the model passes one of its BatchNorm layers")
     student = copy.deepcopy(model)
     _attempt(quantization, lambda: refuse(anatomy))
@@ -48,6 +53,7 @@ def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
         **dataclasses.asdict(anatomy),
         "shared_activations": anatomy.shared_activations,
         "inputs": dict(Counter(layer.input for layer in layers if layer.calls)),
+        "prior": "patches" if by_patches else "batchnorm",
         "cam_layer": layer,
         "feature_blocks": blocks,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

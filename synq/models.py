@@ -172,8 +172,8 @@ def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     }
     if not layers:
         raise ModelError(
-            "the model has no BatchNorm layer with running statistics, "
-            "and images are synthesized from nothing else"
+            "the model has no BatchNorm layer with running statistics to synthesize images from "
+            "(a transformer does without, by synthesis.prior: patches)"
         )
     return layers
 

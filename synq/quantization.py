@@ -8,6 +8,10 @@ Paper, section 2 ("quantization scheme"): a value v with range [lo, hi] and k bi
 
 and the gradient passes straight through, also where the code was clamped. Quantized layers replace
 theirs in place under the same names, so teacher and student pair by name.
+
+In a transformer the input of each linear layer is quantized as well: behind LayerNorm, behind the
+attention, behind GELU. Softmax, the products of queries with keys and of attention with values,
+LayerNorm and residual sums stay in full precision.
 """
 
 import contextlib
@@ -17,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synq import attention
 from synq.activations import QUANTIZABLE
 from synq.errors import ModelError
 
@@ -92,8 +97,37 @@ class QuantConv2d(QuantizedWeight, nn.Conv2d):
 class QuantLinear(QuantizedWeight, nn.Linear):
     """A linear layer with fake-quantized weights, its ranges taken anew at every forward."""
 
+    def product(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """``input`` times the weight, plus a bias that need not be the layer's own."""
+        return nn.functional.linear(input, self.quantized_weight(), bias)
+
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.quantized_weight(), self.bias)
+        return self.product(input, self.bias)
+
+
+class QuantTokenLinear(QuantLinear):
+    """A linear layer that quantizes its input too, by its submodule ``input``."""
+
+    input: nn.Module
+
+    def product(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        return super().product(self.input(input), bias)
+
+
+class QuantMultiheadAttention(QuantizedWeight, attention.OpenMultiheadAttention):
+    """An attention with a quantized fused weight, a range for each of its rows, and its input."""
+
+    input: nn.Module
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.in_proj_weight
+
+    def entered(self, tokens: Tensor) -> Tensor:
+        return self.input(tokens)
+
+    def projection(self) -> Tensor:
+        return self.quantized_weight()
 
 
 class QuantConvTranspose2d(QuantizedWeight, nn.ConvTranspose2d):
@@ -148,20 +182,25 @@ def _quantized(activation: type[nn.Module]) -> type[nn.Module]:
 WEIGHTED = {
     nn.Conv2d: QuantConv2d,
     nn.ConvTranspose2d: QuantConvTranspose2d,
-    nn.Linear: QuantLinear,
+    **dict.fromkeys(attention.LINEAR, QuantLinear),
 }
 ACTIVATIONS = {activation: _quantized(activation) for activation in QUANTIZABLE}
+# Where no activation module gives what is to be quantized.
+QuantIdentity = _quantized(nn.Identity)
 
 
 def quantize(model: nn.Module, weight_bits: int, activation_bits: int) -> nn.Module:
     """Turn the layers of ``model`` into quantized ones, in place, and return it.
 
     Every convolution and linear layer, the first and the last too, gets ``weight_bits``; every
-    activation of ``QUANTIZABLE`` gets ``activation_bits``. Names and state-dict keys stay; each
-    activation gains the buffers ``lo`` and ``hi``, zero until they are calibrated. Raises
-    ModelError where there is nothing to quantize, or nothing to quantize the activations after.
+    activation of ``QUANTIZABLE`` gets ``activation_bits``, and so does the input of every attention
+    and every linear layer of a transformer but the last, by a new submodule ``input``. Names and
+    state-dict keys stay; each activation gains the buffers ``lo`` and ``hi``, zero until they are
+    calibrated. Raises ModelError where there is nothing to quantize, or nothing to quantize the
+    activations after.
     """
     weighted = activations = 0
+    open_inputs = _open_attention(model, weight_bits)
     for module in model.modules():
         if type(module) in WEIGHTED:
             module.__class__ = WEIGHTED[type(module)]
@@ -169,11 +208,14 @@ def quantize(model: nn.Module, weight_bits: int, activation_bits: int) -> nn.Mod
             weighted += 1
         elif type(module) in ACTIVATIONS:
             module.__class__ = ACTIVATIONS[type(module)]
-            module.bits = activation_bits  # type: ignore[assignment]
-            module.observer = None  # type: ignore[assignment]
-            module.register_buffer("lo", torch.zeros(()))
-            module.register_buffer("hi", torch.zeros(()))
+            _add_range(module, activation_bits)
             activations += 1
+    for module in open_inputs:
+        if type(module) is QuantLinear:
+            module.__class__ = QuantTokenLinear
+        module.input = QuantIdentity()
+        _add_range(module.input, activation_bits)
+        activations += 1
     if not weighted:
         raise ModelError("the model has no convolution or linear layer to quantize")
     if not activations:
@@ -183,6 +225,28 @@ def quantize(model: nn.Module, weight_bits: int, activation_bits: int) -> nn.Mod
             "functional activations (F.relu) must become modules"
         )
     return model
+
+
+def _add_range(activation: nn.Module, bits: int) -> None:
+    activation.bits = bits  # type: ignore[assignment]
+    activation.observer = None  # type: ignore[assignment]
+    activation.register_buffer("lo", torch.zeros(()))
+    activation.register_buffer("hi", torch.zeros(()))
+
+
+def _open_attention(model: nn.Module, bits: int) -> list[nn.Module]:
+    """Make attention use the weights of its layers; all whose input needs a quantizer."""
+    found: list[nn.Module] = list(attention.open_inputs(model))
+    for module in attention.attention_layers(model).values():
+        if isinstance(module, nn.MultiheadAttention):
+            attention.check_open(module)
+            module.__class__ = QuantMultiheadAttention
+            module.bits = bits  # type: ignore[assignment]
+            found.append(module)
+        else:
+            module.__class__ = attention.redirected(type(module))
+    attention.forgo_fast_paths(model)
+    return found
 
 
 def activation_quantizers(model: nn.Module) -> dict[str, QuantizedActivation]:
@@ -219,7 +283,8 @@ def packed_bytes(model: nn.Module, weight_bits: int) -> int:
     for module in model.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         total += sum(tensor.numel() * tensor.element_size() for tensor in own)
-        if weight_bits < 32 and type(module) in (*WEIGHTED, *WEIGHTED.values()):
+        weighted = isinstance(module, QuantizedWeight) or type(module) in WEIGHTED
+        if weight_bits < 32 and weighted:
             weight = module.get_parameter("weight")
             channels = weight.shape[0]
             if isinstance(module, nn.ConvTranspose2d):

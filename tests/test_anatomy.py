@@ -259,7 +259,8 @@ def test_layers_that_stay_in_full_precision_are_told_with_the_reason():
         "3": ("ReLU", ""),
         "4": ("Tanh", "type not supported"),
         "5": ("Sigmoid", "a gate"),
-        "6.attention": ("MultiheadAttention", "type not supported"),
+        "6.attention": ("MultiheadAttention", ""),
+        "6.attention.out_proj": ("NonDynamicallyQuantizableLinear", ""),
         "8": ("Conv1d", "type not supported"),
     }
     assert anatomy.never_called == ["2.spare"]

@@ -15,11 +15,12 @@ LAYERS = [
     {"config"},
     {"plan"},
     {"activations", "arrays"},
+    {"attention"},
     {"artifacts", "augment", "datasets", "evaluation", "hooks", "losses"}
     | {"lowpass", "models", "quantization", "runtime", "tables", "tracing"},
     {"hdf5"},
-    {"anatomy", "calibration", "download", "factories", "saliency", "shards", "snapshots"}
-    | {"statistician"},
+    {"anatomy", "calibration", "download", "factories", "patches", "saliency", "shards"}
+    | {"snapshots", "statistician"},
     {"generator", "synthesis"},
     {"networks", "training"},
     {"inspection"},

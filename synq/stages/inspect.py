@@ -73,9 +73,11 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     inputs = dict(found["inputs"])
     quantized = inputs.pop(QUANTIZED, 0)
     exact = [f"{count} {origin or 'unknown'}" for origin, count in inputs.items()]
+    by_patches = found["prior"] == "patches"
+    instead = "none: images " + ("by patch similarity" if by_patches else "cannot be synthesized")
     sizes = [f"{size / 1000:,.1f} at {bits}" for bits, size in found["bytes"].items()]
     return [
-        ("BatchNorm layers", str(norms) if norms else "none: images cannot be synthesized"),
+        ("BatchNorm layers", str(norms) if norms else instead),
         ("layer of the CAM", found["cam_layer"] or "none: finetune.cam must be off"),
         (
             "feature alignment",
