@@ -244,7 +244,9 @@ class Synthesis:
         1.0, "weight of the entropy of patch similarities (prior: patches)", minimum=0
     )
     patch_bandwidth: float = setting(
-        0.05, "width of the kernels that estimate it, in units of cosine (prior: patches)", above=0
+        0.05,
+        "width of the kernels that estimate it, in units of cosine (prior: patches)",
+        minimum=0.01,
     )
     tv_weight: float = setting(
         0.05, "weight of the total variation, a mean over pixels (prior: patches)", minimum=0

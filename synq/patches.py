@@ -63,13 +63,14 @@ def entropy(similarities: Tensor, bandwidth: float) -> Tensor:
     """H = - integral of f log f, ``[N]``, of the distribution of each row of ``[N, M]`` in [-1, 1].
 
     f(x) = 1 / (M h) sum_m K((x - s_m) / h): kernel density estimation, K the normal density and h
-    the bandwidth (PSAQ-ViT). Each value is first shared between the two nearest points
-    of a grid, by distance, so that the cost is that of M values and not of M kernels; the gradient
-    is that of the shares.
+    the bandwidth (PSAQ-ViT). Each value is first shared between the two nearest points of a grid,
+    by distance, so that the cost is that of M values and not of M kernels; the gradient is that of
+    the shares.
     """
     step = bandwidth / FINENESS
     reach = 1 + MARGIN * bandwidth
-    points = torch.arange(-reach, reach + step, step, dtype=torch.float64)
+    device = similarities.device
+    points = torch.arange(-reach, reach + step, step, dtype=torch.float64, device=device)
     kernel = torch.exp(-((points[:, None] - points) ** 2) / (2 * bandwidth**2))
     kernel = (kernel / (bandwidth * math.sqrt(2 * math.pi))).to(similarities)
     position = (similarities + reach) / step
