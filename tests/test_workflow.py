@@ -564,7 +564,7 @@ def _rules() -> Iterator[tuple[str, str]]:
 def test_every_rule_says_what_it_does_and_needs() -> None:
     wanted = {"message", "log", "benchmark", "conda", "threads", "resources"}
     rules = dict(_rules())
-    assert set(rules) == {*EVERYTHING, "fetch", "fetch_zoo"} - {"all"}
+    assert set(rules) == {*EVERYTHING, "fetch", "fetch_zoo", "collect", "ablation"} - {"all"}
     for name, body in rules.items():
         assert wanted - set(re.findall(r"^    (\w+):", body, re.MULTILINE)) == set(), name
         resources = re.search(r"^    resources:\n((?: {8}.+\n)+)", body, re.MULTILINE)
