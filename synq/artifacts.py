@@ -1,9 +1,11 @@
 """Files between stages: written whole or not at all, and checked when they are opened."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,18 @@ from torch import Tensor
 from synq.errors import ArtifactError
 
 FORMAT = 1
+# What the system says of a disk that is full, over quota, broken, read-only or somebody else's.
+UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+}
 
 
 @contextlib.contextmanager
@@ -23,10 +37,11 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it when the block ends well.
 
     Whatever else ends the block, the temporary file is removed and ``path`` stays as it was.
+    A disk that is full or cannot be written is an ArtifactError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -35,8 +50,24 @@ def atomic(path: Path) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        number = _system_error(error)
+        if number not in UNWRITABLE:
+            raise
+        raise ArtifactError(
+            f"{path} cannot be written: {os.strerror(number)}; mend that and run the same again"
+        ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _system_error(error: Exception) -> int:
+    """The number of the system's error; 0 where it is none. safetensors has it in its text."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
 
 
 def file_sha256(path: Path) -> str:

@@ -402,7 +402,8 @@ def refuse(*_, **__):
 
 def reported(function):
     def call(name, *arguments, **more):
-        opened.append(os.fspath(name))
+        if isinstance(name, (str, os.PathLike)):  # else a file that Python opened
+            opened.append(os.fspath(name))
         return function(name, *arguments, **more)
     return call
 
