@@ -453,7 +453,7 @@ def check(value: Any, field: dataclasses.Field, kind: Any, where: str) -> Any:
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 1e300 else math.inf * value
+        return float(value) if abs(value) < 1e300 else math.inf  # which no setting may be
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     if kind in (int, float) and isinstance(value, str):

@@ -113,7 +113,8 @@ def configs(draw):
     config = copy.deepcopy(CONFIG)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(PLACES))
-        with contextlib.suppress(KeyError, IndexError, TypeError):  # gone by an earlier change
+        # The place may be gone by an earlier change.
+        with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):
             inner = config
             for key in path[:-1]:
                 inner = inner[key]
@@ -185,6 +186,12 @@ def test_a_config_file_with_changed_characters_is_planned_or_refused(data):
 def test_a_config_that_contains_itself_is_refused():
     with pytest.raises(ConfigError):
         plan(yaml.safe_load("&a {models: *a, grid: *a, image_sets: *a, methods: *a}"))
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan")])
+def test_a_number_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match="not a finite number"):
+        plan({**CONFIG, "finetune": {"learning_rate": value}})
 
 
 NAMES = ["../x", "/abs", "a b", "a;b", "$(x)", "`x`", "a'b", 'a"b', "x" * 300, "é", "", "-x", ".x"]

@@ -28,7 +28,8 @@ COMMANDS = [
 DRY = [
     command
     for command in COMMANDS
-    if command.startswith("snakemake") and "mine.yaml" not in command and "--report" not in command
+    if command.startswith("snakemake")
+    and not any(word in command for word in ("mine.yaml", "--report", "--workflow-profile"))
 ]
 
 

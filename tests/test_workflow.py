@@ -339,7 +339,10 @@ def test_the_printed_command_makes_the_same_student_by_hand(workflow: Workflow) 
         assert workflow.bytes(f"byhand/{name}") == workflow.bytes(f"{SYNQ}/{name}")
 
 
-def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(workflow: Workflow) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(
+    workflow: Workflow, sent: signal.Signals
+) -> None:
     arguments = workflow.arguments("finetune", "--method synq")
 
     def start(folder: str) -> tuple[Path, subprocess.Popen[bytes]]:
@@ -362,8 +365,8 @@ def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(workflow: Wor
     state = parts / "student.work/state.safetensors"
     try:
         wait(lambda: _epoch(state) >= 1 or process.poll() is not None)
-        process.kill()
-        assert process.wait(PATIENCE) == -signal.SIGKILL
+        process.send_signal(sent)
+        assert process.wait(PATIENCE) == -sent
         reached = _epoch(state)
         assert 1 <= reached < 4
         assert not (parts / "student.safetensors").exists()
