@@ -1,4 +1,4 @@
-.PHONY: setup format check test
+.PHONY: setup format check test bench
 
 setup:
 	python -m pip install -e '.[dev]'
@@ -17,3 +17,6 @@ check:
 
 test:
 	pytest
+
+bench:
+	python -m benchmarks

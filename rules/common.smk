@@ -14,10 +14,10 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
-from synq.config import flags
+from synq.config import PLACES, flags
 from synq.errors import UserError
 from synq.plan import plan, shard_classes
-from synq.source import digest
+from synq.source import digest, factory_digest
 
 try:
     PLAN = plan(config)
@@ -31,7 +31,9 @@ BENCHMARKS = f"{RESULTS}/benchmarks"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
 # The stage that makes a model of each source, and an image set of each kind.
-MODEL_STAGES = {"train": "train", "file": "fetch"}
+ZOOS = ("pytorchcv", "torchvision")
+FILES = ("file", "python")
+MODEL_STAGES = {"train": "train", **dict.fromkeys((*ZOOS, *FILES), "fetch")}
 IMAGE_STAGES = {"synthesis": "synthesize", "real": "collect"}
 RUN = "{model}/{bits}/{method}/seed{seed}"
 SHARD = "{model}/{image_set}/seed{seed}/{shard}"
@@ -43,7 +45,12 @@ RUN_METRICS = [f"{RESULTS}/runs/{RUN.format(**run)}/metrics.json" for run in RUN
 # changed setting remakes what it changes and nothing else.
 FLAGS = {
     "ablation": PLAN.ablation.full,
-    "model": {name: flags(model) for name, model in PLAN.models.items()},
+    "model": {
+        name: flags(model, without=PLACES) for name, model in PLAN.models.items()
+    },
+    "factory": {
+        name: factory_digest(model.factory) for name, model in PLAN.models.items()
+    },
     **{
         stage: {model: flags(PLAN.settings(stage, model)) for model in PLAN.models}
         for stage in ("train", "evaluation", "test")
@@ -77,6 +84,8 @@ def recipe(stage, model, method="", image_set="", **_):
     image_set = image_set or (PLAN.methods[method].images if method else "")
     source = PLAN.models[model].source
     steps = [[FLAGS["model"][model], digest(f"stages.{MODEL_STAGES[source]}")]]
+    if source == "python":
+        steps.append(FLAGS["factory"][model])
     if source == "train":
         steps.append(FLAGS["train"][model])
     if stage in ("finetune", "evaluate"):
@@ -104,8 +113,19 @@ def one_of(names):
     return "|".join(names) or r"[^\s\S]"
 
 
-def models_from(source):
-    return one_of(name for name, model in PLAN.models.items() if model.source == source)
+def models_from(*sources):
+    return one_of(
+        name for name, model in PLAN.models.items() if model.source in sources
+    )
+
+
+def places(wildcards, threads):
+    """Where a zoo's files come from and stay, as flags.
+
+    Snakemake keeps no record of parameters that depend on the threads. So it shall be with these:
+    to move the store or to use a mirror remakes nothing.
+    """
+    return flags(PLAN.models[wildcards.model], only=PLACES)
 
 
 def image_sets_from(stage):
@@ -125,6 +145,12 @@ def shards_of(model, method, seed, **_):
 
 def shards(wildcards):
     return shards_of(**wildcards)
+
+
+def shards_to_agree_on(wildcards):
+    """The shards of a run whose model has no test set; none where it has one."""
+    without = PLAN.settings("test", wildcards.model).dataset == "none"
+    return shards_of(**wildcards) if without else []
 
 
 def ablation_metrics(wildcards):

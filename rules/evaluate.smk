@@ -33,6 +33,7 @@ rule evaluate:
         teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
         reference=f"{RESULTS}/models/{{model}}/metrics.json",
         snapshots=f"{RESULTS}/runs/{RUN}/snapshots.h5",
+        shards=shards_to_agree_on,
     output:
         metrics=f"{RESULTS}/runs/{RUN}/metrics.json",
     log:
@@ -55,5 +56,6 @@ rule evaluate:
         " ({wildcards.method}, seed {wildcards.seed})."
     shell:
         "python -m synq evaluate --teacher {input.teacher:q} --teacher-metrics {input.reference:q}"
-        " --snapshots {input.snapshots:q} {params.test:q} {params.settings:q}"
+        " --snapshots {input.snapshots:q} --shards {input.shards:q} {params.test:q}"
+        " {params.settings:q}"
         " --output {output.metrics:q} --threads {threads} > {log:q} 2>&1"

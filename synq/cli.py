@@ -62,11 +62,27 @@ COMMANDS = {
         {"settings": config.Model},
         computes=False,
     ),
+    "fetch-zoo": Command(
+        "fetch.fetch_zoo",
+        "bring pretrained weights from a model zoo into the store, verified, as a teacher",
+        {**_NAME, "output": _path("the teacher's checkpoint to write")},
+        {"settings": config.Model},
+        computes=False,
+    ),
     "train": Command(
         "train.train",
         "train the embedded default's teacher",
         {**_NAME, "output": _path("the teacher's checkpoint to write")},
         {"model": config.Model, "settings": config.Train},
+    ),
+    "inspect": Command(
+        "inspect.inspect",
+        "tell what of a teacher is quantized and whether it fits, before any work",
+        {
+            **_TEACHER,
+            "json": _path("a JSON file to write, with all of it", required=False),
+        },
+        computes=False,
     ),
     "synthesize": Command(
         "synthesize.synthesize_shard",
@@ -116,6 +132,12 @@ COMMANDS = {
             **_TEACHER,
             "teacher_metrics": _path("what evaluate-teacher wrote"),
             "snapshots": _path("the students that finetune wrote"),
+            "shards": _path(
+                "the shards that they were trained on, for dataset: none alone",
+                nargs="*",
+                required=False,
+                default=[],
+            ),
             "output": _path("the metrics.json to write"),
         },
         {"test": config.TestSet, "settings": config.Evaluation},

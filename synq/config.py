@@ -6,16 +6,18 @@ standard library alone: the Snakefile imports it, and must not wait for torch.
 """
 
 import dataclasses
-import difflib
 import math
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synq.errors import ConfigError
+from synq import zoo
+from synq.errors import ConfigError, nearest
 from synq.published import PUBLISHED
 
+FACTORY = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 CAM_KINDS = ("off", "gradcam", "gradcam++")
 
 
@@ -46,77 +48,155 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Where a classifier comes from and what its input looks like."""
+    """Where a classifier comes from and what its input looks like.
+
+    What a zoo knows need not be given. What torchvision alone knows stays empty until its weights
+    are fetched: the input's size, mean and standard deviation.
+    """
 
     source: str = setting(
-        text="train: trained on the embedded digits; file: weights from a path or URL",
-        choices=("train", "file"),
+        text="train: trained on the embedded digits; file: weights from a path or URL; pytorchcv, "
+        "torchvision: from their zoos; python: built by your own function, weights from a file",
+        choices=("train", "file", "pytorchcv", "torchvision", "python"),
     )
-    architecture: str = setting(text="name of a pytorchcv model, e.g. resnet20_cifar10")
-    classes: int = setting(text="number of classes", minimum=2, maximum=1_000_000)
+    architecture: str = setting("", "name of a pytorchcv or torchvision model, e.g. resnet18")
+    factory: str = setting(
+        "", "package.module:function, which returns the network without weights (source: python)"
+    )
+    classes: int = setting(0, "number of classes; a zoo knows it", minimum=2, maximum=1_000_000)
     channels: int = setting(3, "channels of the input image", minimum=1)
-    image_size: int = setting(text="height and width of the input", unit="px", minimum=8)
+    image_size: int = setting(
+        0, "height and width of the input; a zoo knows it", unit="px", minimum=8
+    )
     mean: tuple[float, ...] = setting((), "mean of each input channel, of images in [0, 1]")
     std: tuple[float, ...] = setting((), "standard deviation of each input channel", above=0)
-    weights: str = setting("", "path or http(s) URL of the state dict (source: file)")
-    sha256: str = setting("", "SHA-256 of that file, 64 hexadecimal digits (source: file)")
+    weights: str = setting(
+        "",
+        "path or http(s) URL of the state dict (source: file, python); name of the zoo's file "
+        "or entry, e.g. IMAGENET1K_V1, where it is not the newest one",
+    )
+    sha256: str = setting("", "SHA-256 of that file, 64 hexadecimal digits (source: file, python)")
+    store: str = setting("~/.cache/synq", "folder that keeps the files of the zoos")
+    mirror: str = setting(
+        "", "http(s) URL to use in place of the zoo's https://github.com/osmr/imgclsmob or host"
+    )
 
     def __post_init__(self) -> None:
+        reads = MODEL_SETTINGS[self.source]
+        read_by_some = {name for names in MODEL_SETTINGS.values() for name in names}
+        for name in settings_of(Model):
+            if name in read_by_some - set(reads) and getattr(self, name):
+                raise ConfigError(f"{name} has no meaning with source: {self.source}; remove it")
+        if self.architecture:
+            self._complete()
+        missing = [name for name in settings_of(Model) if reads.get(name) and self._lacks(name)]
+        if missing:
+            are = "is" if len(missing) == 1 else "are"
+            it = "it" if len(missing) == 1 else "them"
+            raise ConfigError(
+                f"{', '.join(missing)} {are} missing; source: {self.source} needs {it}"
+                + (f" for {self.architecture}" if self.source == "pytorchcv" else "")
+            )
         for name in ("mean", "std"):
             if getattr(self, name) and len(getattr(self, name)) != self.channels:
                 raise ConfigError(
                     f"{name} has {len(getattr(self, name))} values, but the images have "
                     f"{self.channels} channels; give one value a channel"
                 )
-        if self.source == "file":
-            for name in ("weights", "sha256", "mean", "std"):
-                if not getattr(self, name):
-                    raise ConfigError(f"{name} is missing; source: file needs it")
-            digits = self.sha256.lower()
-            if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
-                raise ConfigError("sha256 is not 64 hexadecimal digits; `sha256sum FILE` prints it")
+        digits = self.sha256.lower()
+        if self.sha256 and (len(digits) != 64 or set(digits) - set("0123456789abcdef")):
+            raise ConfigError("sha256 is not 64 hexadecimal digits; `sha256sum FILE` prints it")
+        if self.factory and not FACTORY.fullmatch(self.factory):
+            raise ConfigError(f"factory is {self.factory!r}; write it as package.module:function")
+        if not self.store:
+            raise ConfigError("store is empty; write the path of a folder")
+        if self.mirror and not self.mirror.startswith(("http://", "https://")):
+            raise ConfigError(f"mirror is {self.mirror!r}; write an http(s) URL")
+
+    def _lacks(self, name: str) -> bool:
+        return not getattr(self, name)
+
+    def _complete(self) -> None:
+        """Fill what is empty with what the zoo knows."""
+        found = {}
+        if self.source == "pytorchcv":
+            found = zoo.known(self.architecture, self.weights)
+        elif self.source == "torchvision":
+            found = {"classes": zoo.IMAGENET["classes"]}
+        for name, value in found.items():
+            if self._lacks(name):
+                object.__setattr__(self, name, value)  # frozen from here on
+
+
+# What the sources read besides their channels and the store, and whether they need it.
+_INPUT = {"classes": True, "image_size": True, "mean": True, "std": True}
+_WEIGHTS = {"weights": True, "sha256": True}
+_ZOO = {"architecture": True, "weights": False, "mirror": False}
+MODEL_SETTINGS: Mapping[str, Mapping[str, bool]] = {
+    "train": {"architecture": True, **_INPUT, "mean": False, "std": False},
+    "file": {"architecture": True, **_WEIGHTS, **_INPUT},
+    "pytorchcv": {**_ZOO, **_INPUT},
+    "torchvision": {**_ZOO, **_INPUT, "image_size": False, "mean": False, "std": False},
+    "python": {"factory": True, **_WEIGHTS, **_INPUT},
+}
+# Where files come from and stay, which changes no result.
+PLACES = ("store", "mirror")
+
+
+DATASETS = ("none", "digits", "folder", "arrays", "cifar10", "cifar100")
+_DATASET = (
+    "digits: scikit-learn's, inside the package; folder: one directory of images a class; "
+    "arrays: an .npz or HDF5 file; cifar10, cifar100: torchvision's, downloaded into path; none: "
+)
+_PATH = "the folder (folder), the file (arrays), or where to keep the download (cifar10, cifar100)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestSet:
+class Data:
+    """Real images, as an evaluation or a few-shot method reads them."""
+
+    path: str = setting("", _PATH)
+    resized_crop: float = setting(
+        0.875,
+        "share of the resized image's shorter side that the centre crop keeps; images that have "
+        "the input's size are left alone (folder, arrays)",
+        above=0,
+        maximum=1,
+    )
+    interpolation: str = setting(
+        "bilinear", "of the resizing (folder, arrays)", choices=("bilinear", "bicubic")
+    )
+
+    def __post_init__(self) -> None:
+        dataset = getattr(self, "dataset", "none")
+        if dataset in ("folder", "arrays", "cifar10", "cifar100") and not self.path:
+            raise ConfigError(f"path is missing; dataset: {dataset} needs {_PATH}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet(Data):
     """The real images that accuracy is measured on."""
 
     dataset: str = setting(
         "digits",
-        "digits (scikit-learn's, inside the package), or folder (one directory a class)",
-        choices=("digits", "folder"),
+        _DATASET + "there is no test set, so agreement with the teacher is measured, "
+        "on the synthetic images that were held out",
+        choices=DATASETS,
     )
-    path: str = setting("", "path of the image folder (dataset: folder)")
     published: str = setting(
         "",
         "the papers' benchmark that model and test set are, to show their numbers beside",
         choices=("", *PUBLISHED),
     )
 
-    def __post_init__(self) -> None:
-        _path_of_folder(self.dataset, self.path)
-
 
 @dataclass(frozen=True, kw_only=True)
-class RealImages:
+class RealImages(Data):
     """A few real images in place of synthetic ones (image sets with source: real)."""
 
-    dataset: str = setting(
-        "none",
-        "none; digits (the part of them that is not the test set); folder (one directory a class)",
-        choices=("none", "digits", "folder"),
-    )
-    path: str = setting("", "path of the image folder (dataset: folder)")
+    dataset: str = setting("none", _DATASET + "there are none", choices=DATASETS)
     images_per_class: int = setting(16, "images of each class, drawn by the seed", minimum=1)
     classes_per_shard: int = setting(1, "classes in one file", minimum=1)
-
-    def __post_init__(self) -> None:
-        _path_of_folder(self.dataset, self.path)
-
-
-def _path_of_folder(dataset: str, path: str) -> None:
-    if dataset == "folder" and not path:
-        raise ConfigError("path is missing; dataset: folder needs the path of the folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +218,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:
-    """Images from the teacher's BatchNorm statistics (paper, section 3; HAST for the target)."""
+    """Images from the teacher alone (paper, section 3; HAST for the target; PSAQ-ViT)."""
 
     images_per_class: int = setting(512, "images of each class", minimum=1)
     classes_per_shard: int = setting(
@@ -150,7 +230,27 @@ class Synthesis:
     plateau_patience: int = setting(
         50, "iterations without improvement before the learning rate is divided by 10", minimum=1
     )
-    bn_weight: float = setting(1.0, "weight of the BatchNorm alignment", minimum=0)
+    prior: str = setting(
+        "auto",
+        "what makes images natural: batchnorm (the statistics of the BatchNorm layers), "
+        "patches (diverse patches in the attention layers, PSAQ-ViT); "
+        "auto: batchnorm where there are such layers, or else patches",
+        choices=("auto", "batchnorm", "patches"),
+    )
+    bn_weight: float = setting(
+        1.0, "weight of the BatchNorm alignment (prior: batchnorm)", minimum=0
+    )
+    patch_weight: float = setting(
+        1.0, "weight of the entropy of patch similarities (prior: patches)", minimum=0
+    )
+    patch_bandwidth: float = setting(
+        0.05,
+        "width of the kernels that estimate it, in units of cosine (prior: patches)",
+        minimum=0.01,
+    )
+    tv_weight: float = setting(
+        0.05, "weight of the total variation, a mean over pixels (prior: patches)", minimum=0
+    )
     target: str = setting(
         "hard",
         "what pulls images to their labels: none (ZeroQ), labels (cross-entropy), "
@@ -181,6 +281,13 @@ class Synthesis:
     synthesis_crop_min: float = setting(
         0.4, "smallest share of the area that such a crop keeps", above=0, maximum=1
     )
+
+    def __post_init__(self) -> None:
+        if self.prior == "patches" and self.deep_weight > 0:
+            raise ConfigError(
+                "deep_weight is for BatchNorm statistics, which prior: patches does without; "
+                "set deep_weight: 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,13 +415,6 @@ def settings_of(cls: type) -> dict[str, tuple[dataclasses.Field, Any]]:
     return {field.name: (field, hints[field.name]) for field in dataclasses.fields(cls)}
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
-    """``'; did you mean x?'``, or a list of what there is."""
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {close[0]}?" if close else f"there is {', '.join(known) or 'none'}"
-
-
 def convert(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """A ``cls`` from a mapping; ``where`` is the path of the mapping in the config.
 
@@ -408,12 +508,20 @@ def parse_bits(bits: str, where: str = "bits") -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def flags(settings: Any) -> list[str]:
-    """The command-line flags that give exactly these settings, in the order of definition."""
+def flags(settings: Any, *, only: Collection[str] = (), without: Collection[str] = ()) -> list[str]:
+    """The command-line flags that give exactly these settings, in the order of definition.
+
+    ``only`` and ``without`` name settings, to have those alone or all others.
+    """
     words: list[str] = []
-    for name, (_, kind) in settings_of(type(settings)).items():
+    for name, (field, kind) in settings_of(type(settings)).items():
         value = getattr(settings, name)
-        if value in ("", ()):  # empty is the default of all that can be, and no word of a shell
+        if name in without or (only and name not in only):
+            continue
+        # Empty is the default of all that can be, and no word of a shell. A default below the
+        # minimum stands for what was not given.
+        least = field.metadata["minimum"]
+        if value in ("", ()) or (least is not None and value == field.default and value < least):
             continue
         words.append("--" + name.replace("_", "-"))
         if typing.get_origin(kind) is tuple:

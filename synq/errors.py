@@ -4,6 +4,9 @@ The command line prints them without a traceback and exits with code 2. Every ot
 bug and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Base of all errors that are the input's fault and not the program's.
@@ -34,3 +37,10 @@ class DataError(UserError):
 
 class DivergenceError(UserError):
     """A loss stopped being finite."""
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """``'; did you mean x?'``, or a list of what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there is {', '.join(known) or 'none'}"

@@ -1,18 +1,49 @@
-"""Accuracy of a classifier on labelled images."""
+"""How often a classifier is right, and signs that the test set is not the one it was made for."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+# A network that is right less often than chance and this share of the rest was not made for these
+# images, or their classes are in another order.
+SHARE_ABOVE_CHANCE = 0.1
 
-def top1(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Share of images, in percent, whose largest logit is that of the label."""
+
+def confusion(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Tensor:
+    """Counts ``[classes, classes]``: row the label, column the largest logit of the images."""
     device = next(model.parameters()).device
-    right = seen = 0
+    counts = torch.zeros(classes * classes, dtype=torch.long)
     with torch.inference_mode():
         for images, labels in batches:
             predicted = model(images.to(device)).argmax(1).cpu()
-            right += int((predicted == labels).sum())
-            seen += len(labels)
-    return 100 * right / seen
+            counts += torch.bincount(labels * classes + predicted, minlength=classes * classes)
+    return counts.view(classes, classes)
+
+
+def top1(counts: Tensor) -> float:
+    """Share of images, in percent, whose largest logit is that of the label."""
+    return 100 * int(counts.diagonal().sum()) / int(counts.sum())
+
+
+def doubt(counts: Tensor) -> str:
+    """Why this test set does not seem to be the network's own, or nothing."""
+    classes = len(counts)
+    chance = 100 / classes
+    accuracy = top1(counts)
+    if accuracy >= chance + SHARE_ABOVE_CHANCE * (100 - chance):
+        return ""
+    # Imported here: it is needed where something is wrong.
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(-counts.numpy())
+    reordered = 100 * int(counts[rows, columns].sum()) / int(counts.sum())
+    if reordered >= 50:
+        return (
+            f"the teacher is right on {accuracy:.1f} % of the test images, and would be on "
+            f"{reordered:.1f} % with the classes in another order; is it the network's order?"
+        )
+    return (
+        f"the teacher is right on {accuracy:.1f} % of the test images, where guessing gives "
+        f"{chance:.1f} %; do test set, mean and std belong to this network?"
+    )

@@ -99,6 +99,13 @@ def target_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     return (hardness.pow(gamma) * entropy).mean()
 
 
+def total_variation(images: Tensor) -> Tensor:
+    """Mean |difference| of pixels side by side plus that of pixels one above the other."""
+    beside = (images[..., 1:] - images[..., :-1]).abs().mean()
+    above = (images[..., 1:, :] - images[..., :-1, :]).abs().mean()
+    return beside + above
+
+
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(t/T) || softmax(s/T)), mean over the batch; logits ``[N, C]``."""
     divergence = functional.kl_div(

@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from synq.config import nearest
-from synq.errors import ModelError
+from synq.errors import ModelError, UserError, nearest
 
 # pytorchcv.model_provider imports every family, and with one of them torchvision, whose compiled
 # part must match torch's. The families themselves need neither, so the one that defines the name
 # is imported alone.
 _DEFINITION = re.compile(r"^def (?!get_|lambda_|create_|calc_)([a-z0-9_]+)\(", re.MULTILINE)
+# What wrappers put before the names of a network's parameters: DataParallel, and many a trainer.
+PREFIXES = ("module.", "model.", "module.model.", "model.module.")
+COUNTER = "num_batches_tracked"
 
 
 def architectures() -> dict[str, str]:
@@ -41,22 +43,43 @@ def build(architecture: str, classes: int, channels: int, image_size: int) -> nn
         )
     make = getattr(importlib.import_module(known[architecture]), architecture)
     size = (image_size, image_size)
+    return checked(
+        lambda: make(num_classes=classes, in_channels=channels, in_size=size, pretrained=False),
+        architecture,
+        classes,
+        channels,
+        image_size,
+    )
+
+
+def checked(
+    make: Callable[[], nn.Module], name: str, classes: int, channels: int, image_size: int
+) -> nn.Module:
+    """What ``make`` returns, in evaluation mode, if it is such a classifier; else ModelError."""
     try:
-        model = make(num_classes=classes, in_channels=channels, in_size=size, pretrained=False)
+        model = make()
         model.eval()
         with torch.no_grad():
-            shape = tuple(model(torch.zeros(2, channels, *size)).shape)
-    except (TypeError, RuntimeError, AssertionError, ValueError) as error:
+            logits = model(torch.zeros(2, channels, image_size, image_size))
+    except UserError:
+        raise
+    except Exception as error:  # a network's own code raises whatever it likes
         raise ModelError(
-            f"{architecture} cannot be built for {classes} classes of {channels}x{image_size}x"
-            f"{image_size} images: {(str(error) or repr(error)).splitlines()[0]}"
+            f"{name} cannot be built for {classes} classes of {channels}x{image_size}x"
+            f"{image_size} images: {reason(error)}"
         ) from None
-    if shape != (2, classes):
+    shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    if shape != [2, classes]:
         raise ModelError(
-            f"{architecture} gives {list(shape)} for 2 images of {image_size} px, not "
+            f"{name} gives {shape} for 2 images of {image_size} px, not "
             f"[2, {classes}]; is image_size the size it was made for?"
         )
-    return model  # type: ignore[no-any-return]
+    return model
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error of foreign code says, or its name."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _closest(name: str, known: Mapping[str, str]) -> str:
@@ -64,13 +87,15 @@ def _closest(name: str, known: Mapping[str, str]) -> str:
     return text if text.startswith("did") else "the names are those of pytorchcv.model_provider"
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Load a state dict that must fit exactly; ModelError names the first keys that do not."""
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> str:
+    """Load a state dict that must fit; ModelError names the first keys that do not.
+
+    Keys may all have a prefix of ``PREFIXES`` that the model's have not, or lack one that they
+    have. Returns a line that says so, empty where the keys are the same.
+    """
     wanted = model.state_dict()
-    # Checkpoints from before the counter existed lack it, and evaluation does not read it.
-    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
-    missing = sorted(set(wanted) - set(tensors) - optional)
-    surplus = sorted(set(tensors) - set(wanted))
+    tensors, note = _without_prefix(tensors, wanted)
+    missing, surplus = _differences(tensors, wanted)
     shapes = [
         f"{name} {list(tensors[name].shape)} instead of {list(wanted[name].shape)}"
         for name in wanted
@@ -80,27 +105,62 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(f"{origin} {what}: {', '.join(names[:3])}{more}")
-    model.load_state_dict(dict(tensors), strict=False)
+    # The model's own state knows the version of each module's format; a plain mapping does not.
+    wanted.update(tensors)
+    model.load_state_dict(wanted)
+    return note
+
+
+def _differences(tensors: Collection[str], wanted: Collection[str]) -> tuple[list[str], list[str]]:
+    """The keys that are missing and those that are too many."""
+    # Checkpoints from before the counter existed lack it, and evaluation does not read it.
+    missing = {name for name in set(wanted) - set(tensors) if name.split(".")[-1] != COUNTER}
+    return sorted(missing), sorted(set(tensors) - set(wanted))
+
+
+def _without_prefix(
+    tensors: Mapping[str, Tensor], wanted: Collection[str]
+) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors under the model's own names, if no more than a prefix is different."""
+    if not any(_differences(tensors, wanted)):
+        return tensors, ""
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            found = {name.removeprefix(prefix): value for name, value in tensors.items()}
+            if not any(_differences(found, wanted)):
+                return found, f"the keys of the weights lost their prefix {prefix}"
+        found = {prefix + name: value for name, value in tensors.items()}
+        if not any(_differences(found, wanted)):
+            return found, f"the keys of the weights got the model's prefix {prefix}"
+    return tensors, ""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or a torch file, without running code from it."""
+    """A state dict from a safetensors or a torch file, without running code from it."""
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # of a path, torch too would look at the suffix
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist") from None
     except safetensors.SafetensorError as error:
         raise ModelError(f"{path} cannot be read as safetensors ({error})") from None
     except Exception as error:  # torch.load raises whatever a damaged file makes it raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} cannot be read as a state dict ({reason})") from None
+        raise ModelError(f"{path} cannot be read as a state dict ({reason(error)})") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ModelError(f"{path} holds no state dict (a mapping of names to tensors)")
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the content: eight bytes that say how long the JSON object after them is."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return start[8:] == b"{" and length <= path.stat().st_size
 
 
 def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -112,8 +172,8 @@ def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     }
     if not layers:
         raise ModelError(
-            "the model has no BatchNorm layer with running statistics, "
-            "and images are synthesized from nothing else"
+            "the model has no BatchNorm layer with running statistics to synthesize images from "
+            "(a transformer does without, by synthesis.prior: patches)"
         )
     return layers
 

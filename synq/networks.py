@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synq.anatomy import require_modules
 from synq.artifacts import file_sha256, read_checkpoint, write_checkpoint
 from synq.config import Model, RealImages, Synthesis
 from synq.errors import ArtifactError, ConfigError
-from synq.models import build, frozen, load_weights
+from synq.factories import construct
+from synq.models import frozen, load_weights
 from synq.quantization import quantize
 from synq.runtime import versions
 
@@ -35,7 +37,11 @@ class Teacher:
     std: list[float]
 
     def student(self, bits: tuple[int, int]) -> nn.Module:
-        """A quantized copy with ranges that are not calibrated yet."""
+        """A quantized copy with ranges that are not calibrated yet.
+
+        Raises ModelError where activations would stay in full precision unseen.
+        """
+        require_modules(self.model, self.image_shape)
         return quantize(copy.deepcopy(self.model), *bits).eval()
 
 
@@ -52,7 +58,9 @@ def write_teacher(
     """Write a teacher as safetensors, with all that ``read_teacher`` needs to build it again."""
     record = {
         "name": name,
+        "source": settings.source,
         "architecture": settings.architecture,
+        "factory": settings.factory,
         "classes": settings.classes,
         "channels": settings.channels,
         "image_size": settings.image_size,
@@ -70,7 +78,14 @@ def read_teacher(path: Path, device: torch.device) -> Teacher:
     _check_record(path, record, tensors)
     try:
         channels, size = record["channels"], record["image_size"]
-        model = build(record["architecture"], record["classes"], channels, size)
+        model = construct(
+            record["source"],
+            record["architecture"],
+            record["factory"],
+            classes=record["classes"],
+            channels=channels,
+            image_size=size,
+        )
         load_weights(model, tensors, str(path))
         return Teacher(
             frozen(model).to(device),

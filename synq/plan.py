@@ -23,10 +23,9 @@ from synq.config import (
     Train,
     convert,
     mapping,
-    nearest,
     parse_bits,
 )
-from synq.errors import ConfigError
+from synq.errors import ConfigError, nearest
 
 STAGES = {
     "train": Train,
@@ -40,7 +39,7 @@ STAGES = {
 METHOD_STAGES = ("calibration", "finetune")
 # Where an image set comes from, and with it the stage that makes it.
 IMAGE_STAGES = ("synthesis", "real")
-SECTIONS = ("results", "grid", "models", "image_sets", "methods", "ablation", *STAGES)
+SECTIONS = ("results", "store", "grid", "models", "image_sets", "methods", "ablation", *STAGES)
 # Names are parts of paths, and a path has an end: 4,096 bytes on Linux.
 LONGEST = 200
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -133,7 +132,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
     sections = {stage: mapping(config.get(stage) or {}, stage) for stage in STAGES}
     for stage, section in sections.items():
         convert(STAGES[stage], section, stage)
-    models, model_sections = _models(config["models"])
+    models, model_sections = _models(config["models"], config.get("store"))
     image_sets = {
         _name(name, "image_sets"): _image_set(values or {}, f"image_sets.{name}")
         for name, values in mapping(config["image_sets"], "image_sets").items()
@@ -217,8 +216,13 @@ def _name(name: str, where: str) -> str:
     return name
 
 
-def _models(config: Any) -> tuple[dict[str, Model], dict[str, dict[str, Mapping[str, Any]]]]:
+def _models(
+    config: Any, store: Any
+) -> tuple[dict[str, Model], dict[str, dict[str, Mapping[str, Any]]]]:
     models, sections = {}, {}
+    if store is not None and not (isinstance(store, str) and store):
+        raise ConfigError(f"store is {store!r}; write the path of a folder")
+    everywhere = {} if store is None else {"store": store}
     for name, values in mapping(config, "models").items():
         where = f"models.{_name(name, 'models')}"
         mapping(values, where)
@@ -230,7 +234,7 @@ def _models(config: Any) -> tuple[dict[str, Model], dict[str, dict[str, Mapping[
         }
         for stage, section in sections[name].items():
             convert(STAGES[stage], section, f"{where}.{stage}")
-        models[name] = convert(Model, own, where)
+        models[name] = convert(Model, {**everywhere, **own}, where)
     return models, sections
 
 

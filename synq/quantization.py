@@ -8,6 +8,10 @@ Paper, section 2 ("quantization scheme"): a value v with range [lo, hi] and k bi
 
 and the gradient passes straight through, also where the code was clamped. Quantized layers replace
 theirs in place under the same names, so teacher and student pair by name.
+
+In a transformer the input of each linear layer is quantized as well: behind LayerNorm, behind the
+attention, behind GELU. Softmax, the products of queries with keys and of attention with values,
+LayerNorm and residual sums stay in full precision.
 """
 
 import contextlib
@@ -17,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synq import attention
+from synq.activations import QUANTIZABLE
 from synq.errors import ModelError
 
 SMALLEST_RANGE = 1e-8
@@ -55,6 +61,14 @@ def fake_quantize(values: Tensor, lo: Tensor, hi: Tensor, bits: int) -> Tensor:
     return _FakeQuantize.apply(values, lo, hi, bits)
 
 
+def swap_channels(weight: Tensor, groups: int) -> Tensor:
+    """``[in, out / groups, ...]`` of a transposed convolution as ``[out, in / groups, ...]``.
+
+    The latter is how a convolution stores its weight. The function is its own inverse.
+    """
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
 def channel_ranges(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Minimum and maximum of each output channel (first axis), shaped to broadcast."""
     flat = weight.detach().flatten(1)
@@ -83,51 +97,110 @@ class QuantConv2d(QuantizedWeight, nn.Conv2d):
 class QuantLinear(QuantizedWeight, nn.Linear):
     """A linear layer with fake-quantized weights, its ranges taken anew at every forward."""
 
+    def product(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """``input`` times the weight, plus a bias that need not be the layer's own."""
+        return nn.functional.linear(input, self.quantized_weight(), bias)
+
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.quantized_weight(), self.bias)
+        return self.product(input, self.bias)
+
+
+class QuantTokenLinear(QuantLinear):
+    """A linear layer that quantizes its input too, by its submodule ``input``."""
+
+    input: nn.Module
+
+    def product(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        return super().product(self.input(input), bias)
+
+
+class QuantMultiheadAttention(QuantizedWeight, attention.OpenMultiheadAttention):
+    """An attention with a quantized fused weight, a range for each of its rows, and its input."""
+
+    input: nn.Module
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.in_proj_weight
+
+    def entered(self, tokens: Tensor) -> Tensor:
+        return self.input(tokens)
+
+    def projection(self) -> Tensor:
+        return self.quantized_weight()
+
+
+class QuantConvTranspose2d(QuantizedWeight, nn.ConvTranspose2d):
+    """A transposed convolution, quantized as the others are."""
+
+    def quantized_weight(self) -> Tensor:
+        weight = swap_channels(self.weight, self.groups)
+        return swap_channels(fake_quantize(weight, *channel_ranges(weight), self.bits), self.groups)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        stride, padding, dilation = self._geometry()
+        more = self._output_padding(
+            input, output_size, stride, padding, list(self.kernel_size), 2, dilation
+        )
+        weight = self.quantized_weight()
+        return nn.functional.conv_transpose2d(
+            input, weight, self.bias, stride, padding, more, self.groups, dilation
+        )
+
+    def _geometry(self) -> Any:
+        return self.stride, self.padding, self.dilation
 
 
 class QuantizedActivation(nn.Module):
-    """What quantized activations share: the static range, and the observer while calibrating."""
+    """What quantized activations share: the static range, and the observer while calibrating.
+
+    Each is a class with the float activation behind this one, whose forward runs first.
+    """
 
     bits: int
     lo: Tensor
     hi: Tensor
     observer: Callable[[Tensor], None] | None
 
-    def quantized(self, output: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
         if self.observer is not None:
             self.observer(output.detach())
         return fake_quantize(output, self.lo, self.hi, self.bits)
 
 
-class QuantReLU(QuantizedActivation, nn.ReLU):
-    """ReLU, then quantization with a static range."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.quantized(super().forward(input))
-
-
-class QuantReLU6(QuantizedActivation, nn.ReLU6):
-    """ReLU6, then quantization with a static range."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.quantized(super().forward(input))
+def _quantized(activation: type[nn.Module]) -> type[nn.Module]:
+    """``QuantReLU`` of ReLU, and so on; in this module's namespace, where pickle looks for it."""
+    name = f"Quant{activation.__name__}"
+    text = f"{activation.__name__}, then quantization with a static range."
+    members = {"__module__": __name__, "__doc__": text}
+    globals()[name] = type(name, (QuantizedActivation, activation), members)
+    return globals()[name]  # type: ignore[no-any-return]
 
 
-WEIGHTED = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
-ACTIVATIONS = {nn.ReLU: QuantReLU, nn.ReLU6: QuantReLU6}
+# By their exact type: a subclass may use its weight in another way.
+WEIGHTED = {
+    nn.Conv2d: QuantConv2d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    **dict.fromkeys(attention.LINEAR, QuantLinear),
+}
+ACTIVATIONS = {activation: _quantized(activation) for activation in QUANTIZABLE}
+# Where no activation module gives what is to be quantized.
+QuantIdentity = _quantized(nn.Identity)
 
 
 def quantize(model: nn.Module, weight_bits: int, activation_bits: int) -> nn.Module:
     """Turn the layers of ``model`` into quantized ones, in place, and return it.
 
     Every convolution and linear layer, the first and the last too, gets ``weight_bits``; every
-    ReLU and ReLU6 gets ``activation_bits``. Names and state-dict keys stay; each activation gains
-    the buffers ``lo`` and ``hi``, zero until they are calibrated. Raises ModelError where there is
-    nothing to quantize, or nothing to quantize the activations after.
+    activation of ``QUANTIZABLE`` gets ``activation_bits``, and so does the input of every attention
+    and every linear layer of a transformer but the last, by a new submodule ``input``. Names and
+    state-dict keys stay; each activation gains the buffers ``lo`` and ``hi``, zero until they are
+    calibrated. Raises ModelError where there is nothing to quantize, or nothing to quantize the
+    activations after.
     """
     weighted = activations = 0
+    open_inputs = _open_attention(model, weight_bits)
     for module in model.modules():
         if type(module) in WEIGHTED:
             module.__class__ = WEIGHTED[type(module)]
@@ -135,19 +208,45 @@ def quantize(model: nn.Module, weight_bits: int, activation_bits: int) -> nn.Mod
             weighted += 1
         elif type(module) in ACTIVATIONS:
             module.__class__ = ACTIVATIONS[type(module)]
-            module.bits = activation_bits  # type: ignore[assignment]
-            module.observer = None  # type: ignore[assignment]
-            module.register_buffer("lo", torch.zeros(()))
-            module.register_buffer("hi", torch.zeros(()))
+            _add_range(module, activation_bits)
             activations += 1
+    for module in open_inputs:
+        if type(module) is QuantLinear:
+            module.__class__ = QuantTokenLinear
+        module.input = QuantIdentity()
+        _add_range(module.input, activation_bits)
+        activations += 1
     if not weighted:
         raise ModelError("the model has no convolution or linear layer to quantize")
     if not activations:
+        names = ", ".join(activation.__name__ for activation in QUANTIZABLE)
         raise ModelError(
-            "the model has no ReLU or ReLU6 module to quantize activations after; "
+            f"the model has no activation module to quantize ({names}); "
             "functional activations (F.relu) must become modules"
         )
     return model
+
+
+def _add_range(activation: nn.Module, bits: int) -> None:
+    activation.bits = bits  # type: ignore[assignment]
+    activation.observer = None  # type: ignore[assignment]
+    activation.register_buffer("lo", torch.zeros(()))
+    activation.register_buffer("hi", torch.zeros(()))
+
+
+def _open_attention(model: nn.Module, bits: int) -> list[nn.Module]:
+    """Make attention use the weights of its layers; all whose input needs a quantizer."""
+    found: list[nn.Module] = list(attention.open_inputs(model))
+    for module in attention.attention_layers(model).values():
+        if isinstance(module, nn.MultiheadAttention):
+            attention.check_open(module)
+            module.__class__ = QuantMultiheadAttention
+            module.bits = bits  # type: ignore[assignment]
+            found.append(module)
+        else:
+            module.__class__ = attention.redirected(type(module))
+    attention.forgo_fast_paths(model)
+    return found
 
 
 def activation_quantizers(model: nn.Module) -> dict[str, QuantizedActivation]:
@@ -178,14 +277,18 @@ def packed_bytes(model: nn.Module, weight_bits: int) -> int:
     """Bytes of the parameters and statistics with the weights packed at ``weight_bits``.
 
     Codes without padding, a float32 scale and an int32 zero point for each output channel; all
-    else (biases, BatchNorm, activation ranges) as it is stored.
+    else (biases, BatchNorm, activation ranges, layers that are not quantized) as it is stored.
     """
     total = 0
     for module in model.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         total += sum(tensor.numel() * tensor.element_size() for tensor in own)
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and weight_bits < 32:
-            weight = module.weight
+        weighted = isinstance(module, QuantizedWeight) or type(module) in WEIGHTED
+        if weight_bits < 32 and weighted:
+            weight = module.get_parameter("weight")
+            channels = weight.shape[0]
+            if isinstance(module, nn.ConvTranspose2d):
+                channels = weight.shape[1] * module.groups
             total -= weight.numel() * weight.element_size()
-            total += -(-weight.numel() * weight_bits // 8) + 8 * weight.shape[0]
+            total += -(-weight.numel() * weight_bits // 8) + 8 * channels
     return total

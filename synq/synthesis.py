@@ -1,4 +1,8 @@
-"""Images from noise: Adam on the pixels until the teacher's BatchNorm layers find them natural."""
+"""Images from noise: Adam on the pixels until the teacher finds them natural.
+
+What is natural, the teacher's BatchNorm layers tell, or its attention layers where it has no such
+statistics.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,10 +17,13 @@ from synq.config import Synthesis
 from synq.errors import DivergenceError
 from synq.hooks import recorded
 from synq.losses import Statistics
+from synq.patches import PatchReader, uses_patches
 from synq.runtime import progress
 from synq.statistician import Statistician
 
 SMALLEST_LEARNING_RATE = 1e-4
+# Images -> the teacher's logits, and how unnatural the images are.
+Prior = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Synthesized(NamedTuple):
@@ -39,9 +46,12 @@ def synthesize(
 
     ``teacher`` is frozen; ``generator`` lives on the CPU. ``centres`` are the statistics of the
     calibration centres, needed where ``deep_weight`` is positive. Raises DivergenceError when the
-    loss is not finite.
+    loss is not finite, ModelError where the teacher has not what ``prior`` reads.
     """
-    reader = Statistician(teacher, image_shape)
+    if uses_patches(settings.prior, teacher):
+        prior = patch_prior(teacher, image_shape, settings)
+    else:
+        prior = batchnorm_prior(teacher, image_shape, settings, centres)
     gamma = settings.target_gamma if settings.target == "hard" else 0.0
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
@@ -49,19 +59,9 @@ def synthesize(
         if torch.rand((), generator=generator) < settings.synthesis_augment:
             crop = settings.synthesis_crop_min
             seen = crop_and_flip(images, generator, crop_min=crop, flip=0.5)
-        with recorded(reader.layers, inputs=True) as record:
-            logits = teacher(seen)
-        batch = reader.batch(record)
-        mean_term, variance_term = losses.bn_alignment(batch, reader.running)
-        loss = settings.bn_weight * (mean_term + variance_term)
+        logits, loss = prior(seen)
         if settings.target != "none":
             loss = loss + settings.target_weight * losses.target_loss(logits, labels, gamma)
-        if settings.deep_weight > 0 and centres is not None:
-            divisor: float = len(reader.layers) - reader.first_deep
-            if settings.deep_norm == "released":
-                divisor = len(reader.layers) * len(images)
-            deep = losses.deep_alignment(batch, centres, reader.first_deep, divisor)
-            loss = loss + settings.deep_weight * deep
         return loss
 
     device = next(teacher.parameters()).device
@@ -69,6 +69,47 @@ def synthesize(
         loss_of, labels, image_shape, settings, settings.iterations, generator, device
     )
     return judged(teacher, images, labels)
+
+
+def batchnorm_prior(
+    teacher: nn.Module,
+    image_shape: tuple[int, int, int],
+    settings: Synthesis,
+    centres: Statistics | None,
+) -> Prior:
+    """w_bn L_bn + w_deep L_lbns: the statistics of training, and those of the centres."""
+    reader = Statistician(teacher, image_shape)
+
+    def prior(images: Tensor) -> tuple[Tensor, Tensor]:
+        with recorded(reader.layers, inputs=True) as record:
+            logits = teacher(images)
+        batch = reader.batch(record)
+        mean_term, variance_term = losses.bn_alignment(batch, reader.running)
+        loss = settings.bn_weight * (mean_term + variance_term)
+        if settings.deep_weight > 0 and centres is not None:
+            divisor: float = len(reader.layers) - reader.first_deep
+            if settings.deep_norm == "released":
+                divisor = len(reader.layers) * len(images)
+            deep = losses.deep_alignment(batch, centres, reader.first_deep, divisor)
+            loss = loss + settings.deep_weight * deep
+        return logits, loss
+
+    return prior
+
+
+def patch_prior(
+    teacher: nn.Module, image_shape: tuple[int, int, int], settings: Synthesis
+) -> Prior:
+    """w_pse L_pse + w_tv L_tv: diverse patches and smooth images (PSAQ-ViT)."""
+    reader = PatchReader(teacher, image_shape)
+
+    def prior(images: Tensor) -> tuple[Tensor, Tensor]:
+        with recorded(reader.layers) as record:
+            logits = teacher(images)
+        loss = settings.patch_weight * reader.loss(record, settings.patch_bandwidth)
+        return logits, loss + settings.tv_weight * losses.total_variation(images)
+
+    return prior
 
 
 def calibration_centres(

@@ -24,6 +24,7 @@ def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
         {
             **{key: entry[key] for key in (*KEYS, "seed", "images", "weight_bytes")},
             "published": published(entry["published"], entry["method"], entry["bits"]),
+            "remark": entry["remark"],
             "full_precision": entry["teacher"]["top1"],
             "float_bytes": entry["teacher"]["weight_bytes"],
             **{name: entry[name]["top1"] for name in ACCURACIES},
@@ -41,6 +42,7 @@ def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
         table[f"{name}_std"] = groups[name].std()
     for name in ("published", "images", "weight_bytes", "float_bytes"):
         table[name] = groups[name].first().astype(frame[name].dtype)
+    table["remark"] = groups["remark"].agg(lambda own: "; ".join(filter(None, own.unique())))
     for name in seconds:
         table[name] = groups[name].mean()
     return table.reset_index()
@@ -76,7 +78,7 @@ def _top1(entry: dict[str, Any]) -> dict[str, float]:
 def readable(table: pandas.DataFrame) -> pandas.DataFrame:
     """The same table for people: mean ± std in one cell, sizes in kB, seconds rounded."""
     shown = table[[*KEYS, "seeds"]].copy()
-    shown["full precision"] = table["full_precision"].map("{:.2f}".format)
+    shown["full precision"] = [_number(value) for value in table["full_precision"]]
     for column in table.columns:
         if column.endswith("_mean"):
             name = column.removesuffix("_mean")
@@ -84,7 +86,7 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
             pairs = zip(table[column], table[f"{name}_std"], strict=True)
             shown[name.replace("_", " ")] = [_mean_std(*pair, sign) for pair in pairs]
     if table["published"].notna().any():
-        shown["published"] = table["published"].map("{:.2f}".format).replace("nan", "")
+        shown["published"] = [_number(value) for value in table["published"]]
     shown["images"] = table["images"]
     shown["kB"] = (table["weight_bytes"] / 1000).map("{:.1f}".format)
     shown["float kB"] = (table["float_bytes"] / 1000).map("{:.1f}".format)
@@ -93,6 +95,16 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
             label = name.removesuffix("_seconds") + " s"
             shown[label] = table[name].map("{:.0f}".format).replace("nan", "")
     return shown
+
+
+def remarks(table: pandas.DataFrame) -> list[str]:
+    """What to know of the numbers: a line for each remark on a model's runs."""
+    rows = table[["model", "remark"]].drop_duplicates().to_dict("records")
+    return [f"{row['model']}: {row['remark']}" for row in rows if row["remark"]]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def _mean_std(mean: float, std: float, sign: str) -> str:

@@ -46,12 +46,14 @@ WRONG = {
     "ablation": "--metrics none --full synq --output o",
     "verify": "none",
     "collect": "--teacher none --output o --classes 0 --seed 0 --dataset digits",
+    "inspect": "--teacher none --json j",
     "synthesize": "--teacher none --output o --classes 0 --seed 0",
     "train": "--name n --output o --source train --architecture resnet20_cifar --classes 10"
     " --image-size 32",
     "fetch": "--name n --download d --output o --source file --architecture resnet20_cifar10"
     f" --classes 10 --image-size 32 --weights none --sha256 {'0' * 64}"
     " --mean 0 0 0 --std 1 1 1",
+    "fetch-zoo": "--name n --output o --source pytorchcv --architecture resnet20_cifar11",
 }
 
 

@@ -163,6 +163,105 @@ def test_a_sha256_is_64_hexadecimal_digits(sha256):
     assert "64 hexadecimal digits" in message(model, **{**FROM_FILE, "sha256": sha256})
 
 
+def zoo_model(architecture, source="pytorchcv", **values):
+    return model(source=source, architecture=architecture, **values)
+
+
+def test_the_name_of_a_network_of_the_zoo_is_enough():
+    known = zoo_model("resnet20_cifar100")
+    assert (known.classes, known.channels, known.image_size) == (100, 3, 32)
+    assert known.mean == (0.4914, 0.4822, 0.4465)
+    assert known.weights == "resnet20_cifar100-2964-a5322afe"
+    assert known == config.Model(source="pytorchcv", architecture="resnet20_cifar100")
+
+
+def test_what_is_written_wins_over_the_zoo():
+    own = zoo_model("resnet18", image_size=160, mean=[0, 0, 0], weights="resnet18-0982-0126861b")
+    assert (own.image_size, own.mean, own.classes) == (160, (0, 0, 0), 1000)
+    assert own.weights == "resnet18-0982-0126861b"
+
+
+def test_what_the_zoo_does_not_know_is_asked_for_at_once():
+    text = message(zoo_model, "resnet10_cub", image_size=224)
+    assert text == (
+        "models.x.classes, mean, std are missing; source: pytorchcv needs them for resnet10_cub"
+    )
+    values = {"classes": 200, "image_size": 224, "mean": [0.5] * 3, "std": [0.2] * 3}
+    assert zoo_model("resnet10_cub", **values).classes == 200
+
+
+def test_a_name_that_the_zoo_does_not_have_is_refused_with_its_place():
+    text = message(zoo_model, "resnet20_cifar11")
+    assert text.startswith("models.x.architecture is 'resnet20_cifar11'")
+    assert message(zoo_model, "resnet18", weights="x").startswith("models.x.weights is 'x'")
+
+
+def test_torchvision_itself_tells_all_but_the_classes():
+    known = zoo_model("resnet18", "torchvision")
+    assert (known.classes, known.image_size, known.mean, known.std) == (1000, 0, (), ())
+    assert "--image-size" not in config.flags(known)
+    assert zoo_model("resnet18", "torchvision", image_size=160).image_size == 160
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "value"),
+    [
+        ("train", "weights", "a"),
+        ("train", "sha256", "0" * 64),
+        ("file", "factory", "a:b"),
+        ("file", "mirror", "http://a"),
+        ("pytorchcv", "sha256", "0" * 64),
+        ("torchvision", "factory", "a:b"),
+        ("python", "architecture", "resnet18"),
+    ],
+)
+def test_a_setting_that_the_source_does_not_read_is_refused(source, name, value):
+    text = message(model, source=source, **{name: value})
+    assert text == f"models.x.{name} has no meaning with source: {source}; remove it"
+
+
+@pytest.mark.parametrize("name", ["factory", "weights", "sha256", "classes", "image_size", "std"])
+def test_a_model_of_the_users_own_code_needs_all_of_it(name):
+    values = {**FROM_FILE, "source": "python", "factory": "my.models:build"}
+    del values["architecture"]
+    assert model(**values).factory == "my.models:build"
+    assert message(model, **{k: v for k, v in values.items() if k != name}) == (
+        f"models.x.{name} is missing; source: python needs it"
+    )
+
+
+@pytest.mark.parametrize(
+    "factory", ["build", "my.models", "my.models:", ":build", "a b:c", "a/b:c"]
+)
+def test_a_factory_is_a_module_and_a_function(factory):
+    values = {**FROM_FILE, "source": "python", "factory": factory, "architecture": ""}
+    assert "write it as package.module:function" in message(model, **values)
+
+
+def test_a_mirror_is_an_address_and_a_store_a_folder():
+    assert "http(s) URL" in message(zoo_model, "resnet18", mirror="/a/folder")
+    assert "store is empty" in message(zoo_model, "resnet18", store="")
+
+
+SOURCES = {
+    "pytorchcv": zoo_model("resnet20_svhn", store="/a b", mirror="http://a/b"),
+    "torchvision": zoo_model("resnet18", "torchvision", weights="IMAGENET1K_V1"),
+    "python": model(**{**FROM_FILE, "source": "python", "factory": "a.b:c", "architecture": ""}),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_flags_give_a_model_of_every_source_again(source):
+    assert parsed(SOURCES[source]) == SOURCES[source]
+
+
+def test_flags_can_leave_some_settings_out():
+    settings = SOURCES["pytorchcv"]
+    both = ["--store", "/a b", "--mirror", "http://a/b"]
+    assert config.flags(settings, only=config.PLACES) == both
+    assert config.flags(settings, without=config.PLACES) + both == config.flags(settings)
+
+
 def test_an_image_folder_needs_its_path():
     text = message(config.convert, config.TestSet, {"dataset": "folder"}, "test")
     assert text.startswith("test.path is missing")

@@ -8,7 +8,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from synq.errors import ModelError
-from synq.models import architectures, batchnorms, build, frozen, load_weights, read_weights
+from synq.models import (
+    PREFIXES,
+    architectures,
+    batchnorms,
+    build,
+    frozen,
+    load_weights,
+    read_weights,
+)
 
 NAME = "resnet20_cifar10"
 
@@ -93,10 +101,38 @@ def test_missing_unknown_and_wrongly_shaped_keys_are_named(network, state):
 
 
 def test_the_first_three_of_many_keys_are_named(network, state):
-    text = refusal(load_weights, network, {f"module.{k}": v for k, v in state.items()}, "here")
+    text = refusal(load_weights, network, {f"other.{k}": v for k, v in state.items()}, "here")
     assert text.startswith("here lacks: features.")
     assert text.count(",") == 2
     assert text.endswith(" more")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_keys_that_all_have_a_prefix_fit_and_it_is_told(network, state, prefix):
+    changed = {f"{prefix}{name}": value + 1 for name, value in state.items()}
+    other = build(NAME, 10, 3, 32)
+    note = load_weights(other, changed, "here")
+    assert note == f"the keys of the weights lost their prefix {prefix}"
+    weight = "output.weight"
+    assert torch.equal(other.state_dict()[weight], state[weight] + 1)
+
+
+@pytest.mark.parametrize("wrap", ["module", "model"])
+def test_keys_that_lack_the_prefix_of_a_wrapped_network_fit(state, wrap):
+    wrapped = nn.Module()
+    wrapped.add_module(wrap, build(NAME, 10, 3, 32))
+    note = load_weights(wrapped, state, "here")
+    assert note == f"the keys of the weights got the model's prefix {wrap}."
+    assert torch.equal(wrapped.state_dict()[f"{wrap}.output.weight"], state["output.weight"])
+
+
+def test_equal_keys_are_not_remarked(network, state):
+    assert load_weights(network, state, "here") == ""
+
+
+def test_a_prefix_of_some_keys_alone_is_refused(network, state):
+    state["module.output.bias"] = state.pop("output.bias")
+    assert refusal(load_weights, network, state, "here") == "here lacks: output.bias"
 
 
 def test_refused_weights_leave_the_network_as_it_was(network, state):
@@ -121,6 +157,22 @@ def test_a_safetensors_file_is_read(tmp_path, state):
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
     assert torch.equal(read_weights(path)["output.weight"], state["output.weight"])
+
+
+@pytest.mark.parametrize("name", ["download", "weights.pth", "weights.safetensors"])
+def test_the_content_of_a_file_tells_its_format(tmp_path, state, name):
+    path = tmp_path / name
+    save_file(state, path)
+    assert torch.equal(read_weights(path)["output.weight"], state["output.weight"])
+    torch.save(state, path)
+    assert torch.equal(read_weights(path)["output.weight"], state["output.weight"])
+
+
+def test_a_truncated_safetensors_file_is_refused(tmp_path, state):
+    path = tmp_path / "download"
+    save_file(state, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert refusal(read_weights, path).startswith(f"{path} cannot be read as safetensors")
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])

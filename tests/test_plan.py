@@ -218,6 +218,25 @@ def test_the_name_of_a_shard_gives_its_classes(first, last, name):
     assert shard_classes(name) == list(range(first, last + 1))
 
 
+def test_the_store_is_that_of_all_models_but_those_that_name_their_own(config):
+    config["models"]["other"] = {**config["models"]["tiny"], "store": "/mine"}
+    assert plan(config).models["tiny"].store == "~/.cache/synq"
+    models = plan({**config, "store": "/all"}).models
+    assert (models["tiny"].store, models["other"].store) == ("/all", "/mine")
+
+
+@pytest.mark.parametrize("store", [3, "", ["a"]])
+def test_a_store_that_is_no_folder_is_refused(config, store):
+    assert message({**config, "store": store}).startswith(f"store is {store!r}; write the path")
+
+
+def test_a_network_of_the_zoo_needs_its_name_alone(config):
+    config["models"]["tiny"] = {"source": "pytorchcv", "architecture": "resnet20_cifar10"}
+    assert len(plan(config).shards("tiny", "hard")) == 10
+    config["models"]["tiny"] = {"source": "torchvision", "architecture": "resnet18"}
+    assert len(plan(config).shards("tiny", "hard")) == 1000
+
+
 def test_an_image_set_of_real_images_has_their_settings(config):
     config["image_sets"]["few"] = {"source": "real", "images_per_class": 5}
     config["models"]["tiny"]["real"] = {"dataset": "folder", "path": "photographs"}

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from synq.inspection import inspect_model
+from synq.models import build
 from synq.plan import plan
+from synq.stages.inspect import HEADERS, facts, rows, verdict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -67,6 +70,60 @@ def test_the_overlay_for_an_own_network_is_complete():
     whole = plan(config)
     assert whole.models["mine"].architecture == "resnet18"
     assert whole.settings("finetune", "mine", method="synq").batch_size == 16
+
+
+def test_the_overlay_for_a_network_of_the_zoo_is_complete():
+    (block,) = (block for block in BLOCKS if "cifar:" in block)
+    own = yaml.safe_load("\n".join(line[4:] for line in block.splitlines()))
+    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8")) | own
+    assert plan(config).models["cifar"].classes == 10
+
+
+@pytest.mark.parametrize("source", ["torchvision", "python"])
+def test_the_settings_of_other_sources_are_right(source):
+    (block,) = (block for block in BLOCKS if f"source: {source}" in block)
+    text = "\n".join(line[4:] for line in block.splitlines())
+    (text,) = (part for part in text.split("\n\n") if f"source: {source}" in part)
+    own = overlay()["models"]["mine"] | {"sha256": "0" * 64}
+    below = {name: own[name] for name in ("sha256", "classes", "image_size", "mean", "std")}
+    more = {"weights": "w.pth", **below} if source == "python" else {}
+    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+    config["models"]["other"] = more | yaml.safe_load(text)
+    assert plan(config).models["other"].source == source
+
+
+def test_the_examples_in_the_comments_of_the_config_are_right():
+    text = (ROOT / "config.yaml").read_text("utf-8")
+    lines = [line[4:] for line in text.splitlines() if re.match(r"  # +[a-z0-9-_]+:( |$)", line)]
+    examples = yaml.safe_load("\n".join(line for line in lines if "mirror:" not in line))
+    examples["my-network"] = {**examples["my-resnet18"], **examples["my-network"]}
+    del examples["my-network"]["architecture"]
+    for example in (examples["my-resnet18"], examples["my-network"]):
+        example["sha256"] = "0" * 64  # which yaml takes for a number, and nobody has
+    config = yaml.safe_load(text)
+    config["models"] |= examples
+    models = plan(config).models
+    assert {models[name].source for name in examples} == {
+        "file",
+        "pytorchcv",
+        "torchvision",
+        "python",
+    }
+
+
+def test_the_inspection_shown_is_what_the_command_prints():
+    (text,) = re.findall(r"^ {4}digits-resnet20: images.*?^ {4}fits$", README, re.MULTILINE | re.S)
+    shown = [line.split() for line in text.splitlines() if line.strip()]
+    model = build("resnet20_cifar10", 10, 3, 32)
+    found = inspect_model(model, (3, 32, 32))
+    lines = [" ".join(row).split() for row in (*rows(found), *facts(found))]
+    # Three lines of head, a line that says how many rows are left out, and the verdict.
+    (left_out,) = [line for line in shown if line[0] == "..."]
+    cells = [line for line in shown[3:-1] if line[0] != "..."]
+    assert all(line in lines for line in cells)
+    assert int(left_out[1]) == len(lines) - len(cells)
+    assert shown[1] == list(HEADERS)
+    assert shown[-1] == [verdict(found)]
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

@@ -69,6 +69,19 @@ def test_layer_is_the_last_convolution_with_more_than_one_pixel():
     assert cam_layer(model, (3, 8, 8)) == "1"
 
 
+def test_a_convolution_that_gives_a_pair_of_maps_is_no_layer_for_a_map():
+    class Pair(nn.Conv2d):
+        def forward(self, input):
+            output = super().forward(input)
+            return output, output
+
+    class Join(nn.Module):
+        def forward(self, pair):
+            return pair[0] + pair[1]
+
+    assert cam_layer(nn.Sequential(nn.Conv2d(3, 4, 3), Pair(4, 4, 3), Join()), (3, 8, 8)) == "0"
+
+
 def test_a_model_without_a_spatial_map_is_refused():
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1))
     with pytest.raises(ModelError, match="cam: off"):

@@ -75,7 +75,7 @@ def test_comments_docstrings_and_formatting_leave_the_digest(package, where):
 
 def test_a_docstring_of_a_function_or_class_leaves_the_digest(package):
     before = source.digest("stages.synthesize")
-    edited(package / "synthesis.py", '"""Reads the statistics', '"""Reads, rewritten,')
+    edited(package / "statistician.py", '"""Reads the statistics', '"""Reads, rewritten,')
     edited(package / "synthesis.py", '"""Adam on the pixels of', '"""Rewritten')
     assert source.digest("stages.synthesize") == before
 
@@ -100,3 +100,52 @@ def test_modules_that_import_each_other_have_a_digest(package):
     (package / "one.py").write_text("import synq.two\n", "utf-8")
     (package / "two.py").write_text("from synq.one import x\n", "utf-8")
     assert source.digest("one") == source.digest("one") != source.digest("errors")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A package of the user's, in the folder of the job, that says when it is imported."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ownpackage").mkdir()
+    (tmp_path / "ownpackage" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    file = tmp_path / "ownpackage" / "models.py"
+    file.write_text("def build():\n    return 1\n")
+    return file
+
+
+def test_the_file_of_a_factory_counts_without_being_imported(own):
+    before = source.factory_digest("ownpackage.models:build")
+    assert re.fullmatch("[0-9a-f]{16}", before)
+    edited(own, "def build", "# A comment.\n\ndef build")
+    assert source.factory_digest("ownpackage.models:build") == before
+    edited(own, "return 1", "return 2")
+    assert source.factory_digest("ownpackage.models:build") != before
+
+
+def test_the_file_of_a_factory_may_be_a_module_a_package_or_installed(own):
+    (own.parent / "more").mkdir()
+    (own.parent / "more" / "__init__.py").write_text("")
+    (own.parent.parent / "single.py").write_text("")
+    assert source.factory_file("ownpackage") == own.parent / "__init__.py"
+    assert source.factory_file("ownpackage.more") == own.parent / "more" / "__init__.py"
+    assert source.factory_file("single") == own.parent.parent / "single.py"
+    assert source.factory_file("pytorchcv.models.resnet").name == "resnet.py"
+
+
+def test_a_factory_in_folders_without_init_is_found(own):
+    folder = own.parent.parent / "plain" / "inner"
+    folder.mkdir(parents=True)
+    (folder / "nets.py").write_text("")
+    assert source.factory_file("plain.inner.nets") == folder / "nets.py"
+
+
+def test_a_factory_that_is_nowhere_has_no_digest(own):
+    names = ["", "nowhere:build", "ownpackage.none:build", "sys:exit"]
+    assert [source.factory_digest(name) for name in names] == [""] * 4
+
+
+def test_a_factory_that_python_cannot_read_counts_by_its_bytes(own):
+    own.write_text("def (")
+    before = source.factory_digest("ownpackage.models:build")
+    own.write_text("def ((")
+    assert source.factory_digest("ownpackage.models:build") != before != ""

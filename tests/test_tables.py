@@ -2,15 +2,16 @@ import math
 
 import pytest
 
-from synq.tables import ablation_table, accuracy_table, readable
+from synq.tables import ablation_table, accuracy_table, readable, remarks
 
 
-def metrics(seed, selected, bits="w4a4", seconds=10.0, method="synq", published=""):
+def metrics(seed, selected, bits="w4a4", seconds=10.0, method="synq", published="", remark=""):
     return {
         "model": "net",
         "bits": bits,
         "method": method,
         "published": published,
+        "remark": remark,
         "seed": seed,
         "images": 160,
         "weight_bytes": 1500,
@@ -82,3 +83,18 @@ def test_ablation_leaves_a_seed_without_its_partner_out():
     table = ablation_table(entries, "synq").set_index("method")
     assert table.loc["none", "selected_difference_mean"] == pytest.approx(-2)
     assert readable(table.reset_index())["seeds"].tolist() == [1, 2]
+
+
+def test_a_warning_is_told_once_a_model():
+    entries = [
+        metrics(seed, 90.0, bits, remark="odd") for seed in (0, 1) for bits in ("w3a3", "w4a4")
+    ]
+    assert remarks(accuracy_table(entries)) == ["net: odd"]
+    assert remarks(accuracy_table([metrics(0, 90.0)])) == []
+    late = [metrics(0, 90.0), metrics(1, 90.0, remark="odd")]
+    assert remarks(accuracy_table(late)) == ["net: odd"]
+
+
+def test_without_a_test_set_there_is_no_full_precision():
+    entry = metrics(0, 90.0) | {"teacher": {"top1": None, "weight_bytes": 9000}}
+    assert readable(accuracy_table([entry]))["full precision"].tolist() == [""]

@@ -65,6 +65,7 @@ def evaluated(root):
     evaluate_run(
         teacher_metrics=reference,
         snapshots=root / RUN / "snapshots.h5",
+        shards=[],
         output=root / RUN / "metrics.json",
         **common,
     )

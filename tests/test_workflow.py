@@ -4,6 +4,7 @@ The overlay is run once a session, in a copy of the clone; every test changes a 
 """
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -11,13 +12,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pytorchcv
+import torch
+from file_server import serving
 
+from synq import zoo
 from synq.artifacts import read_checkpoint
 from synq.errors import ArtifactError
+from synq.models import build
 from workflow import (
     ENVIRONMENT,
     EVERYTHING,
@@ -186,6 +193,33 @@ def test_every_kind_of_images_and_ranges_goes_through_the_workflow(workflow: Wor
         "synq-released": (40, "generator"),
         "texq-like": (40, "images"),
     }
+
+
+def test_methods_with_the_same_image_set_share_its_shards(workflow: Workflow) -> None:
+    planned = jobs(workflow.plan(overlay="grid: {methods: [synq, none, filter, cam]}"))
+    assert planned == {"finetune": 3, "evaluate": 3, "accuracy": 1, "all": 1}
+
+
+def test_an_ablation_in_the_config_is_a_table_of_its_own(workflow: Workflow) -> None:
+    ran = workflow.run(overlay="ablation: {full: synq, methods: [zeroq]}")
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {"ablation": 1, "all": 1}
+    rows = workflow.bytes(f"{RESULTS}/tables/ablation.csv").decode().splitlines()
+    (full,) = [row for row in csv.DictReader(rows) if row["method"] == "synq"]
+    assert float(full["last_difference_mean"]) == 0
+    assert r"\toprule" in workflow.bytes(f"{RESULTS}/tables/ablation.tex").decode()
+
+
+def test_without_a_test_set_agreement_with_the_teacher_is_measured(workflow: Workflow) -> None:
+    ran = workflow.run(overlay="models: {digits-resnet20: {test: {dataset: none}}}")
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {"evaluate_teacher": 1, "evaluate": 2, "accuracy": 1, "all": 1}
+    metrics = json.loads(workflow.bytes(f"{SYNQ}/metrics.json"))
+    assert metrics["teacher"]["top1"] is None
+    assert metrics["test_images"] == 10
+    assert 0 <= metrics["last"]["top1"] <= 100
+    table = workflow.bytes(TABLE).decode()
+    assert table.count("agreement with the teacher on synthetic images") == 1
 
 
 def test_shards_are_named_after_their_classes(workflow: Workflow) -> None:
@@ -415,6 +449,83 @@ def test_synthesis_opens_no_file_but_the_teacher(workflow: Workflow, tmp_path: P
     assert workflow.bytes("again/shard.h5") == workflow.bytes(name)
 
 
+# Networks of every source.
+
+POOL = """
+from torch import nn
+
+class Pool(nn.Module):
+    def forward(self, images):
+        return images.mean((2, 3))
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Pool())
+"""
+
+
+def _teacher(model: str) -> str:
+    return f"{RESULTS}/models/{model}/teacher.safetensors"
+
+
+def test_a_network_of_a_zoo_is_made_from_its_name_and_stays_when_the_store_moves(
+    clone: Workflow, tmp_path: Path
+) -> None:
+    workflow = copied(clone, tmp_path / "clone", "")
+    network = build("resnet20_cifar10", 10, 3, 32)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    content = (tmp_path / "weights.pth").read_bytes()
+    # pytorchcv with this file in its table.
+    package = tmp_path / "packages" / "pytorchcv"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(pytorchcv.__file__).parent, package, ignore=ignored)
+    sha1 = hashlib.sha1(content).hexdigest()
+    table = package / "models" / "common" / "model_metainfos.csv"
+    row = zoo.table()["resnet20_cifar10"]
+    table.write_text(table.read_text("utf-8").replace(row["checksum"], sha1), "utf-8")
+    name = f"resnet20_cifar10-{row['error_value']}-{sha1[:8]}.pth"
+    more = {"PYTHONPATH": str(package.parent), "HOME": str(tmp_path)}
+    overlay = """
+    {store}
+    models: {{zoo: {{source: pytorchcv, architecture: resnet20_cifar10, mirror: '{mirror}'}}}}
+    """
+    with serving() as server:
+        with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+            archive.writestr(name, content)
+        server.files[f"{name}.zip"] = (tmp_path / "zip").read_bytes()
+        mirror = f"{server.address}/cut"
+        first = overlay.format(store="", mirror=mirror)
+        ran = workflow.run("--", _teacher("zoo"), overlay=first, **more)
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {"fetch_zoo": 1}
+    assert (tmp_path / ".cache" / "synq" / name).read_bytes() == content
+    moved = overlay.format(store="store: elsewhere", mirror="http://127.0.0.1:9")
+    assert jobs(workflow.plan("--", _teacher("zoo"), overlay=moved, **more)) == {}
+
+
+def test_a_function_of_ones_own_counts_as_code(clone: Workflow, tmp_path: Path) -> None:
+    workflow = copied(clone, tmp_path / "clone", "")
+    (workflow.root / "own_nets.py").write_text(POOL, encoding="utf-8")
+    state = {"0.weight": torch.ones(4, 3, 3, 3), "0.bias": torch.ones(4)}
+    batchnorm = torch.nn.BatchNorm2d(4).state_dict()
+    torch.save(state | {f"1.{key}": value for key, value in batchnorm.items()}, tmp_path / "w.pth")
+    sha256 = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    overlay = f"""
+    models:
+      own: {{source: python, factory: 'own_nets:build', weights: '{tmp_path / "w.pth"}',
+            sha256: {sha256}, classes: 4, image_size: 32, mean: [0, 0, 0], std: [1, 1, 1]}}
+    """
+    target = f"{RESULTS}/runs/own/w4a4/synq/seed0/metrics.json"
+    ran = workflow.run("--", _teacher("own"), overlay=overlay)
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {"fetch": 1}
+    assert jobs(workflow.plan("--", _teacher("own"), overlay=overlay)) == {}
+    assert jobs(workflow.plan("--", target, overlay=overlay))["finetune"] == 1
+    append(workflow.root / "own_nets.py", "\n# A comment.\n")
+    assert jobs(workflow.plan("--", _teacher("own"), overlay=overlay)) == {}
+    append(workflow.root / "own_nets.py", "\nCHANGED = True\n")
+    assert jobs(workflow.plan("--", _teacher("own"), overlay=overlay)) == {"fetch": 1}
+
+
 # The rules themselves.
 
 
@@ -457,7 +568,7 @@ def _rules() -> Iterator[tuple[str, str]]:
 def test_every_rule_says_what_it_does_and_needs() -> None:
     wanted = {"message", "log", "benchmark", "conda", "threads", "resources"}
     rules = dict(_rules())
-    assert set(rules) == {*EVERYTHING, "fetch"} - {"all"}
+    assert set(rules) == {*EVERYTHING, "fetch", "fetch_zoo", "collect", "ablation"} - {"all"}
     for name, body in rules.items():
         assert wanted - set(re.findall(r"^    (\w+):", body, re.MULTILINE)) == set(), name
         resources = re.search(r"^    resources:\n((?: {8}.+\n)+)", body, re.MULTILINE)

@@ -30,7 +30,7 @@ def collect_shard(
     check_classes(classes, network)
     images = read(
         settings.dataset,
-        settings.path,
+        settings,
         "train",
         classes=network.classes,
         image_shape=network.image_shape,

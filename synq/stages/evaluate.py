@@ -1,5 +1,8 @@
 """Accuracy of the teacher, and of a run's students, on the real test images."""
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +11,28 @@ import torch
 from synq.artifacts import FORMAT, read_json, write_json
 from synq.config import Evaluation, TestSet, parse_bits
 from synq.datasets import Images, read
-from synq.evaluation import top1
+from synq.errors import DataError
+from synq.evaluation import confusion, doubt, top1
 from synq.networks import Teacher, check_teacher, read_teacher
 from synq.quantization import packed_bytes
 from synq.runtime import prepare, progress, versions
+from synq.shards import ShardSet
 from synq.snapshots import Snapshots
+from synq.training import split
+
+AGREEMENT = "no test set: the percentages are agreement with the teacher on synthetic images"
 
 
 def evaluate_teacher(
     *, teacher: Path, test: TestSet, settings: Evaluation, output: Path, device: str, threads: int
 ) -> None:
-    """Write the full-precision accuracy and size."""
+    """Write the full-precision accuracy and size; without a test set the size alone."""
     network = read_teacher(teacher, prepare(device, threads))
-    images = _test_images(network, test)
-    accuracy = _top1(network.model, network, images, settings)
+    accuracy, warning, count = None, "", 0
+    if test.dataset != "none":
+        images = _test_images(network, test)
+        counts = _confusion(network.model, network, images, settings)
+        accuracy, warning, count = top1(counts), doubt(counts), len(images)
     write_json(
         output,
         {
@@ -30,12 +41,16 @@ def evaluate_teacher(
             "model": network.name,
             "teacher_sha256": network.sha256,
             "top1": accuracy,
-            "test_images": len(images),
+            "warning": warning,
+            "test_images": count,
             "weight_bytes": packed_bytes(network.model, 32),
             "versions": versions(),
         },
     )
-    print(f"{network.name}: top-1 {accuracy:.2f} % of {len(images)} test images")
+    shown = "no test set" if accuracy is None else f"top-1 {accuracy:.2f} % of {count} test images"
+    print(f"{network.name}: {shown}")
+    if warning:
+        print(f"warning: {warning}")
 
 
 def evaluate_run(
@@ -43,25 +58,34 @@ def evaluate_run(
     teacher: Path,
     teacher_metrics: Path,
     snapshots: Path,
+    shards: Sequence[Path],
     test: TestSet,
     settings: Evaluation,
     output: Path,
     device: str,
     threads: int,
 ) -> None:
-    """Write the accuracy of every kept student of a run."""
+    """Write the accuracy of every kept student of a run.
+
+    Without a test set it is the agreement with the teacher on the images of ``shards`` that the
+    fine-tuning held out.
+    """
     network = read_teacher(teacher, prepare(device, threads))
     reference = read_json(teacher_metrics, "teacher metrics")
-    images = _test_images(network, test)
-    with Snapshots(snapshots) as students:
+    with Snapshots(snapshots) as students, contextlib.ExitStack() as stack:
         record = students.record
         check_teacher(record, network, snapshots)
+        if test.dataset == "none":
+            shard_set = stack.enter_context(ShardSet(shards, network.sha256))
+            images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
+        else:
+            images = _test_images(network, test)
         student = network.student(parse_bits(record["bits"]))
         student.to(next(network.model.parameters()).device)
         accuracies: dict[int, float] = {}
         for epoch in progress(students.epochs, "students"):
             student.load_state_dict(students.student(epoch))
-            accuracies[epoch] = _top1(student, network, images, settings)
+            accuracies[epoch] = top1(_confusion(student, network, images, settings))
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
     def of(epoch: int) -> dict[str, float]:
@@ -77,6 +101,7 @@ def evaluate_run(
         "teacher_sha256": network.sha256,
         "snapshots_checksum": students.checksum,
         "teacher": {key: reference[key] for key in ("top1", "weight_bytes")},
+        "remark": "; ".join(_remarks(record, test, reference)),
         "calibrated": of(0),
         "last": of(record["last"]),
         "selected": of(record["selected"]),
@@ -91,14 +116,30 @@ def evaluate_run(
         "versions": versions(),
     }
     write_json(output, metrics)
-    shown = {key: metrics[key]["top1"] for key in ("teacher", "calibrated", "last", "selected")}
-    print("top-1: " + ", ".join(f"{key} {value:.2f} %" for key, value in shown.items()))
+    shown = {key: metrics[key]["top1"] for key in ("calibrated", "last", "selected")}
+    print(", ".join(f"{key} {value:.2f} %" for key, value in shown.items()))
+    if metrics["remark"]:
+        print(f"remark: {metrics['remark']}")
+
+
+def _remarks(
+    record: Mapping[str, Any], test: TestSet, reference: Mapping[str, Any]
+) -> Iterator[str]:
+    if test.dataset == "none":
+        yield AGREEMENT
+    if reference["warning"]:
+        yield reference["warning"]
+    if record["last"] > 0 and record["selected"] == 0:
+        yield (
+            f"{record['bits']} {record['method']}: fine-tuning never lowered the held-out loss, "
+            "so the calibrated student was selected; lower finetune.learning_rate"
+        )
 
 
 def _test_images(network: Teacher, test: TestSet) -> Images:
     return read(
         test.dataset,
-        test.path,
+        test,
         "test",
         classes=network.classes,
         image_shape=network.image_shape,
@@ -106,7 +147,29 @@ def _test_images(network: Teacher, test: TestSet) -> Images:
     )
 
 
-def _top1(
-    network: torch.nn.Module, teacher: Teacher, images: Images, settings: Evaluation
-) -> float:
-    return top1(network, images.batches(settings.evaluation_batch_size, teacher.mean, teacher.std))
+def _held_out(network: Teacher, shards: ShardSet, holdout: float, settings: Evaluation) -> Images:
+    """The held-out synthetic images, in [0, 1] for the most part, labelled as the teacher does."""
+    _, held = split(shards.labels, holdout)
+    if not len(held):
+        raise DataError(
+            "there is no test set and no held-out image to measure agreement on; "
+            "raise finetune.holdout or name a test set"
+        )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (network.mean, network.std))
+    images = Images(held, lambda rows: shards.images(held[rows]) * std + mean, network.classes)
+    device = next(network.model.parameters()).device
+    with torch.inference_mode():
+        labels = [
+            network.model(batch.to(device)).argmax(1).cpu()
+            for batch, _ in images.batches(
+                settings.evaluation_batch_size, network.mean, network.std
+            )
+        ]
+    return dataclasses.replace(images, labels=torch.cat(labels))
+
+
+def _confusion(
+    model: torch.nn.Module, network: Teacher, images: Images, settings: Evaluation
+) -> torch.Tensor:
+    batches = images.batches(settings.evaluation_batch_size, network.mean, network.std)
+    return confusion(model, batches, network.classes)

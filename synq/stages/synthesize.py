@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from synq.anatomy import require_modules
 from synq.config import Synthesis
 from synq.losses import Statistics
 from synq.networks import Teacher, check_classes, read_teacher, shard_record
@@ -26,6 +27,8 @@ def synthesize_shard(
     target = prepare(device, threads)
     network = read_teacher(teacher, target)
     check_classes(classes, network)
+    # Before the hours that the images take, and not after them.
+    require_modules(network.model, network.image_shape)
     centres = None
     if settings.deep_weight > 0:
         # Every shard needs the same centres, so they depend on the seed and not on the classes.

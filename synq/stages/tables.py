@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from synq.artifacts import atomic, read_json
 from synq.errors import ConfigError
-from synq.tables import ablation_table, accuracy_table, readable
+from synq.tables import ablation_table, accuracy_table, readable, remarks
 
 
 def write_accuracy(*, metrics: Sequence[Path], benchmarks: Path, output: Path) -> None:
@@ -31,6 +31,7 @@ def _write(table: pandas.DataFrame, output: Path) -> None:
     """The numbers as CSV, the readable form as Markdown and LaTeX."""
     shown = readable(table)
     markdown = shown.to_markdown(index=False, disable_numparse=True)
+    markdown = "\n\n".join([markdown, *remarks(table)])
     latex = tabulate(
         shown.to_numpy().tolist(),
         list(shown.columns),

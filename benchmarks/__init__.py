@@ -1,0 +1,1 @@
+"""How fast the stages are, in units of one plain forward: ``python -m benchmarks``."""

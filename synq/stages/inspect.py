@@ -1,0 +1,124 @@
+"""What a teacher is made of, what of it is quantized, and whether it fits; before any work."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from synq.artifacts import FORMAT, write_json
+from synq.inspection import inspect_model
+from synq.networks import read_teacher
+from synq.runtime import versions
+from synq.tracing import QUANTIZED
+
+HEADERS = ("name", "kind", "weight", "output", "multiply-adds", "input", "quantized")
+RIGHT = HEADERS.index("multiply-adds")
+NAMED = 3  # of a long list in one line; the table and the JSON file have them all
+
+
+def inspect(*, teacher: Path, json: Path | None) -> int:
+    """Print it, write it to ``json`` where that is given; 0 where the network fits, or else 2."""
+    network = read_teacher(teacher, torch.device("cpu"))
+    found = inspect_model(network.model, network.image_shape)
+    if json is not None:
+        about = {
+            "kind": "inspection",
+            "format": FORMAT,
+            "model": network.name,
+            "teacher_sha256": network.sha256,
+            "input": list(network.image_shape),
+            "classes": network.classes,
+            "versions": versions(),
+        }
+        write_json(json, {**about, **found})
+    print(f"{network.name}: images of {_shape(network.image_shape)}, {network.classes} classes\n")
+    print(tabulate(rows(found), HEADERS, disable_numparse=True, colalign=_alignment()))
+    print("\n" + tabulate(facts(found), tablefmt="plain", disable_numparse=True) + "\n")
+    print(verdict(found))
+    return 0 if found["fits"] else 2
+
+
+def rows(found: dict[str, Any]) -> list[list[str]]:
+    """The cells of the table, a row for each layer, activation and gate."""
+    return [
+        [
+            part["name"],
+            part["kind"],
+            _shape(part["weight"]),
+            _shape(part["output"]),
+            "" if part["multiply_adds"] is None else f"{part['multiply_adds']:,}",
+            part["input"],
+            _quantized(part),
+        ]
+        for part in found["parts"]
+    ]
+
+
+def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is true of the network as a whole, each with its name."""
+    norms, blocks = len(found["batchnorms"]), len(found["feature_blocks"])
+    shared = [f"{name} ({calls} calls)" for name, calls in found["shared_activations"].items()]
+    called = [f"{call['module']} calls {call['function']}" for call in found["functional_layers"]]
+    hidden = [
+        f"{call['module']} calls {call['function']}" for call in found["functional_activations"]
+    ]
+    gates = [part["name"] for part in found["parts"] if part["reason"] == "a gate"]
+    others = [
+        f"{part['name']} ({part['kind']}, {part['reason']})"
+        for part in found["parts"]
+        if part["reason"] not in ("", "a gate", "never called")
+    ]
+    inputs = dict(found["inputs"])
+    quantized = inputs.pop(QUANTIZED, 0)
+    exact = [f"{count} {origin or 'unknown'}" for origin, count in inputs.items()]
+    by_patches = found["prior"] == "patches"
+    instead = "none: images " + ("by patch similarity" if by_patches else "cannot be synthesized")
+    sizes = [f"{size / 1000:,.1f} at {bits}" for bits, size in found["bytes"].items()]
+    return [
+        ("BatchNorm layers", str(norms) if norms else instead),
+        ("layer of the CAM", found["cam_layer"] or "none: finetune.cam must be off"),
+        (
+            "feature alignment",
+            f"{blocks} blocks" if blocks else "no block: finetune.feature_weight must be 0",
+        ),
+        ("inputs of the layers", f"{quantized} quantized; in full precision {', '.join(exact)}"),
+        ("gates, in full precision", _some(gates)),
+        ("others in full precision", _some([*others, *called])),
+        ("activations that share a range", _some(shared)),
+        ("functional activations", _some(hidden)),
+        ("modules never called", _some(found["never_called"])),
+        ("parameters", f"{found['parameters']:,}, quantized {found['quantized_parameters']:,}"),
+        ("multiply-adds of an image", f"{found['multiply_adds']:,}"),
+        ("kB with weights of n bits", ", ".join(sizes)),
+    ]
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """The last line: ``fits``, with the settings that it needs, or ``does not fit`` and why."""
+    if found["problems"]:
+        return "does not fit: " + "; ".join(found["problems"])
+    return f"fits, with {' and '.join(found['needs'])}" if found["needs"] else "fits"
+
+
+def _quantized(part: dict[str, Any]) -> str:
+    if part["reason"]:
+        return f"no: {part['reason']}"
+    if part["role"] == "activation" and part["calls"] > 1:
+        return f"yes: one range for {part['calls']} calls"
+    return "yes"
+
+
+def _some(entries: Sequence[str]) -> str:
+    """How many there are and the first of them."""
+    more = ", ..." if len(entries) > NAMED else ""
+    return f"{len(entries)}: {', '.join(entries[:NAMED])}{more}" if entries else "none"
+
+
+def _shape(axes: Sequence[int] | None) -> str:
+    return "x".join(str(length) for length in axes) if axes else ""
+
+
+def _alignment() -> list[str]:
+    return ["right" if column == RIGHT else "left" for column in range(len(HEADERS))]
