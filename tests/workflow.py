@@ -58,6 +58,8 @@ class Workflow:
             overlays.append(str(self.root / "overlay.yaml"))
             Path(overlays[-1]).write_text(overlay, encoding="utf-8")
         words = [sys.executable, "-m", "snakemake", "-s", str(self.root / snakefile)]
+        # One thread a job: the tests run side by side, and pools of threads wait for one another.
+        words += ["--set-threads", "finetune=1", "train=1"]
         words += ["--cores", "2", "--configfile", *overlays, *arguments]
         return process(words, cwd or self.root, environment)
 
