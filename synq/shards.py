@@ -138,3 +138,13 @@ def _check(file: h5py.File, classes: int | None, image_shape: tuple[int, int, in
         raise ValueError(f"its labels are not among the {classes} classes")
     if file.attrs["checksum"] != checksum(arrays.items(), finite=True):
         raise ValueError("it does not match its checksum")
+
+
+def split(labels: Tensor, holdout: float) -> tuple[Tensor, Tensor]:
+    """Positions to train on and to select on: the last share of each class is held out."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        own = (labels == label).nonzero().squeeze(1)
+        count = int(len(own) * holdout)
+        held[own[len(own) - count :]] = True
+    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)

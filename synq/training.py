@@ -17,7 +17,7 @@ from synq.hooks import recorded
 from synq.lowpass import blur_transfer, lowpass
 from synq.runtime import generator_for, progress
 from synq.saliency import activation_map, cam_layer
-from synq.shards import ShardSet
+from synq.shards import ShardSet, split
 
 
 class Terms(NamedTuple):
@@ -207,16 +207,6 @@ class Images:
         if s.lowpass == "batch":
             images = lowpass(images, self.transfer)
         return images, self.shards.labels[indices].to(self.device)
-
-
-def split(labels: Tensor, holdout: float) -> tuple[Tensor, Tensor]:
-    """Positions to train on and to select on: the last share of each class is held out."""
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        own = (labels == label).nonzero().squeeze(1)
-        count = int(len(own) * holdout)
-        held[own[len(own) - count :]] = True
-    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
 
 def held_out_loss(

@@ -10,7 +10,7 @@ import torch
 
 from synq.errors import ArtifactError
 from synq.hdf5 import seal, written
-from synq.shards import ShardSet, write_shard
+from synq.shards import ShardSet, split, write_shard
 
 TEACHER = "0123456789abcdef" * 4
 RECORD = {
@@ -289,3 +289,12 @@ def test_a_shard_that_cannot_be_written_leaves_the_old_one(shard):
     assert shard.read_bytes() == before
     assert list(shard.parent.iterdir()) == [shard]
     assert open_files() == 0
+
+
+def test_split_holds_out_the_last_share_of_each_class():
+    labels = torch.tensor([0, 1] * 10)
+    train, held = split(labels, 0.2)
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(20))
+    assert labels[held].tolist() == [0, 1, 0, 1]
+    assert held.tolist() == [16, 17, 18, 19]
+    assert len(split(labels, 0.0)[1]) == 0

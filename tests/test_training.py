@@ -9,7 +9,7 @@ from reference_values import Reference, student, teacher
 from synq import training
 from synq.config import Finetune
 from synq.errors import DivergenceError, ModelError
-from synq.training import Images, Objective, Progress, feature_blocks, finetune, split
+from synq.training import Images, Objective, Progress, feature_blocks, finetune
 
 REFERENCE = Reference("step")
 WIDTHS = (3, 4, 8)
@@ -258,12 +258,3 @@ def test_divergence_says_what_to_lower():
     settings = Finetune(epochs=3, batch_size=8, learning_rate=1e6)
     with pytest.raises(DivergenceError, match=r"lower finetune\.learning_rate"):
         fine_tuned(settings)
-
-
-def test_split_holds_out_the_last_share_of_each_class():
-    labels = torch.tensor([0, 1] * 10)
-    train, held = split(labels, 0.2)
-    assert sorted([*train.tolist(), *held.tolist()]) == list(range(20))
-    assert labels[held].tolist() == [0, 1, 0, 1]
-    assert held.tolist() == [16, 17, 18, 19]
-    assert len(split(labels, 0.0)[1]) == 0

@@ -16,9 +16,8 @@ from synq.evaluation import confusion, doubt, top1
 from synq.networks import Teacher, check_teacher, read_teacher
 from synq.quantization import packed_bytes
 from synq.runtime import prepare, progress, versions
-from synq.shards import ShardSet
+from synq.shards import ShardSet, split
 from synq.snapshots import Snapshots
-from synq.training import split
 
 AGREEMENT = "no test set: the percentages are agreement with the teacher on synthetic images"
 
