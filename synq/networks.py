@@ -21,7 +21,7 @@ from synq.models import frozen, load_weights
 from synq.quantization import quantize
 from synq.runtime import versions
 
-LARGEST_IMAGE = 4096  # pixels a side
+LARGEST_IMAGE = 2048  # pixels a side
 
 
 @dataclass(frozen=True)
