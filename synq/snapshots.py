@@ -66,6 +66,9 @@ class Snapshots:
 def _arrays(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
     for epoch in sorted(file):
         group = member(file, epoch)
+        # An array can be iterated too, which reads it.
+        if not isinstance(group, h5py.Group):
+            raise TypeError(f"{epoch} is no group")
         for name in group:
             data = member(group, name)
             yield f"{epoch}/{name}", array(group, name, data.dtype.str, data.ndim)

@@ -89,6 +89,11 @@ def _absurd(file):
     file["epoch-0000"].create_dataset("conv.weight", (1 << 40, 9), "f4")
 
 
+def _absurd_group(file):
+    del file["epoch-0000"]
+    file.create_dataset("epoch-0000", (4, 1 << 40), "f4", chunks=(1, 1))
+
+
 def _nested(file):
     file["epoch-0000"].create_group("conv")
 
@@ -102,7 +107,9 @@ def _other_name(file):
     file["last"] = numpy.zeros(3)
 
 
-@pytest.mark.parametrize("change", [_other_value, _link, _absurd, _nested, _empty, _other_name])
+@pytest.mark.parametrize(
+    "change", [_other_value, _link, _absurd, _absurd_group, _nested, _empty, _other_name]
+)
 def test_changed_content_is_refused_under_a_right_seal_too(path, change):
     with h5py.File(path, "r+") as file:
         change(file)
