@@ -129,16 +129,19 @@ def held(workflow: Workflow, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             stderr=subprocess.STDOUT,
         )
     try:
-        pid = folder / "pid"
-        wait(lambda: (pid.exists() and bool(pid.read_text())) or running.poll() is not None)
+        file = folder / "pid"
+        wait(lambda: (file.exists() and bool(file.read_text())) or running.poll() is not None)
         assert running.poll() is None, (folder / "log").read_text()
         yield running
     finally:
         (folder / "go").touch()
         running.kill()
         running.wait()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+        # If it lives: its number may be another process's by now.
+        pid = (folder / "pid").read_text()
+        with contextlib.suppress(OSError):
+            if b"synthesize" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def test_the_same_target_twice_at_once_is_refused_and_the_first_run_ends_well(
