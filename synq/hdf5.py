@@ -65,15 +65,15 @@ def opened(path: Path, kind: str, remedy: str) -> h5py.File:
 @contextlib.contextmanager
 def refusing(path: Path, remedy: str, file: "h5py.File | None" = None) -> Iterator[None]:
     """Close the file after any error, and make those of damaged content an ArtifactError."""
-    try:
-        yield
-    except BaseException as error:
+    with contextlib.ExitStack() as closing:
         if file is not None:
-            file.close()
-        if not isinstance(error, DAMAGE):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArtifactError(f"{path} is damaged ({reason}); {remedy}") from None
+            closing.callback(file.close)
+        try:
+            yield
+        except DAMAGE as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ArtifactError(f"{path} is damaged ({reason}); {remedy}") from None
+        closing.pop_all()  # all is well: it stays open
 
 
 def _check_kind(file: h5py.File, kind: str) -> None:
