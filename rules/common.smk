@@ -14,9 +14,10 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
-from synq.config import PLACES, flags
+from synq.config import PLACES
 from synq.errors import UserError
 from synq.plan import plan, shard_classes
+from synq.settings import flags
 from synq.source import digest, factory_digest
 
 try:

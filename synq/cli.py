@@ -17,6 +17,7 @@ from typing import Any
 import synq
 from synq import config
 from synq.errors import UserError
+from synq.settings import convert, settings_of
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
             stage.add_argument(_flag(argument) if "required" in options else argument, **options)
         for cls in command.settings.values():
             group = stage.add_argument_group(cls.__name__.lower(), _first_line(cls))
-            for setting, (field_, kind) in config.settings_of(cls).items():
+            for setting, (field_, kind) in settings_of(cls).items():
                 group.add_argument(_flag(setting), **_options(field_, kind))
         if command.computes:
             stage.add_argument(
@@ -207,9 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = COMMANDS[values.pop("command")]
     try:
         for name, cls in command.settings.items():
-            own = {key: values.pop(key) for key in config.settings_of(cls)}
+            own = {key: values.pop(key) for key in settings_of(cls)}
             given = {key: value for key, value in own.items() if value is not None}
-            values[name] = config.convert(cls, given, cls.__name__.lower())
+            values[name] = convert(cls, given, cls.__name__.lower())
         if values.get("threads", 0) < 0:
             raise config.ConfigError("threads is negative; write 0 or more")
         module, _, function = command.function.rpartition(".")

@@ -21,11 +21,10 @@ from synq.config import (
     Synthesis,
     TestSet,
     Train,
-    convert,
-    mapping,
     parse_bits,
 )
 from synq.errors import ConfigError, nearest
+from synq.settings import convert, mapping
 
 STAGES = {
     "train": Train,

@@ -11,13 +11,14 @@ import pytest
 
 from synq import cli, config
 from synq.errors import DivergenceError
+from synq.settings import settings_of
 from synq.stages import tables
 
 SETTINGS = [
     (name, setting, field)
     for name, command in cli.COMMANDS.items()
     for cls in command.settings.values()
-    for setting, (field, _) in config.settings_of(cls).items()
+    for setting, (field, _) in settings_of(cls).items()
 ]
 FINETUNE = [
     "finetune",

@@ -8,6 +8,7 @@ import yaml
 
 from synq import cli, config
 from synq.errors import ConfigError
+from synq.settings import convert, flags, settings_of
 
 TRAINED = {"source": "train", "architecture": "resnet20_cifar10", "classes": 10, "image_size": 32}
 FROM_FILE = {
@@ -31,11 +32,11 @@ STAGES = {
 
 
 def finetune(**values):
-    return config.convert(config.Finetune, values, "finetune")
+    return convert(config.Finetune, values, "finetune")
 
 
 def model(**values):
-    return config.convert(config.Model, values, "models.x")
+    return convert(config.Model, values, "models.x")
 
 
 def message(call, *args, **values):
@@ -51,7 +52,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
 
 
 def test_an_unknown_key_unlike_all_others_is_refused_with_what_there_is():
-    text = message(config.convert, config.Evaluation, {"qqq": 1}, "evaluation")
+    text = message(convert, config.Evaluation, {"qqq": 1}, "evaluation")
     assert text == "evaluation.qqq is not a setting; there is evaluation_batch_size"
 
 
@@ -140,11 +141,11 @@ def test_a_value_that_is_no_choice_is_refused_with_the_nearest_or_all():
 
 @pytest.mark.parametrize("values", [None, 3, "text", ["epochs"]])
 def test_what_is_no_mapping_is_refused(values):
-    assert message(config.convert, config.Finetune, values, "here").startswith("here is ")
+    assert message(convert, config.Finetune, values, "here").startswith("here is ")
 
 
 def test_a_key_that_is_no_text_is_refused():
-    assert "has the key 1; quote it" in message(config.convert, config.Finetune, {1: 2}, "here")
+    assert "has the key 1; quote it" in message(convert, config.Finetune, {1: 2}, "here")
 
 
 def test_one_mean_a_channel_is_needed():
@@ -199,7 +200,7 @@ def test_a_name_that_the_zoo_does_not_have_is_refused_with_its_place():
 def test_torchvision_itself_tells_all_but_the_classes():
     known = zoo_model("resnet18", "torchvision")
     assert (known.classes, known.image_size, known.mean, known.std) == (1000, 0, (), ())
-    assert "--image-size" not in config.flags(known)
+    assert "--image-size" not in flags(known)
     assert zoo_model("resnet18", "torchvision", image_size=160).image_size == 160
 
 
@@ -258,12 +259,12 @@ def test_flags_give_a_model_of_every_source_again(source):
 def test_flags_can_leave_some_settings_out():
     settings = SOURCES["pytorchcv"]
     both = ["--store", "/a b", "--mirror", "http://a/b"]
-    assert config.flags(settings, only=config.PLACES) == both
-    assert config.flags(settings, without=config.PLACES) + both == config.flags(settings)
+    assert flags(settings, only=config.PLACES) == both
+    assert flags(settings, without=config.PLACES) + both == flags(settings)
 
 
 def test_an_image_folder_needs_its_path():
-    text = message(config.convert, config.TestSet, {"dataset": "folder"}, "test")
+    text = message(convert, config.TestSet, {"dataset": "folder"}, "test")
     assert text.startswith("test.path is missing")
 
 
@@ -302,9 +303,9 @@ def changed(cls):
     """Settings that all differ from their defaults."""
     if cls is config.Model:
         return model(**FROM_FILE)
-    own = config.settings_of(cls)
+    own = settings_of(cls)
     values = {name: another(field, kind) for name, (field, kind) in own.items()}
-    settings = config.convert(cls, values, "settings")
+    settings = convert(cls, values, "settings")
     assert not [name for name in own if getattr(settings, name) == own[name][0].default]
     return settings
 
@@ -317,10 +318,10 @@ def parsed(settings):
     for name, options in command.arguments.items():
         words += ["--" + name.replace("_", "-"), "1" if options["type"] is int else "x"]
     for other in set(command.settings.values()) - {cls}:
-        words += config.flags(model(**TRAINED) if other is config.Model else other())
-    found = vars(cli.parser().parse_args(words + config.flags(settings)))
-    given = {name: found[name] for name in config.settings_of(cls) if found[name] is not None}
-    return config.convert(cls, given, "flags")
+        words += flags(model(**TRAINED) if other is config.Model else other())
+    found = vars(cli.parser().parse_args(words + flags(settings)))
+    given = {name: found[name] for name in settings_of(cls) if found[name] is not None}
+    return convert(cls, given, "flags")
 
 
 @pytest.mark.parametrize("cls", list(STAGES))

@@ -8,13 +8,14 @@ from small_transformers import CLASSES, SHAPE, fused, small, small_swin
 from torch import nn
 
 from synq.calibration import calibrate
-from synq.config import Calibration, Finetune, Synthesis, convert
+from synq.config import Calibration, Finetune, Synthesis
 from synq.errors import ConfigError, ModelError
 from synq.hooks import recorded
 from synq.losses import total_variation
 from synq.networks import Teacher
 from synq.patches import PatchReader, entropy, patch_grid, patch_similarities, uses_patches
 from synq.runtime import generator_for
+from synq.settings import convert
 from synq.synthesis import synthesize
 from synq.training import Images, Progress, finetune
 
