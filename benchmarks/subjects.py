@@ -2,22 +2,24 @@
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from synq.augment import crop_and_flip
+from synq import datasets
+from synq.batches import Images
 from synq.calibration import calibrate
 from synq.config import Calibration, Finetune, Synthesis
-from synq.datasets import Images
 from synq.evaluation import confusion
-from synq.lowpass import blur_transfer, lowpass
 from synq.models import build, frozen
+from synq.objective import Objective
+from synq.parallel import Team
 from synq.quantization import quantize
 from synq.runtime import generator_for
 from synq.synthesis import synthesize
-from synq.training import Objective
+from synq.training import STEPS_UNSEEN, Epochs
 
 
 @dataclasses.dataclass
@@ -74,7 +76,7 @@ class Subject:
         def read(rows: Tensor) -> Tensor:
             return pool[rows % len(pool)]
 
-        images = Images(torch.zeros(count, dtype=torch.long), read, self.classes)
+        images = datasets.Images(torch.zeros(count, dtype=torch.long), read, self.classes)
         zero, one = [0.0] * 3, [1.0] * 3
         return lambda: confusion(self.teacher, images.batches(self.batch, zero, one), self.classes)
 
@@ -83,26 +85,35 @@ class Step:
     """Fine-tuning steps as the training takes them: augmentation, filter, objective, update."""
 
     def __init__(self, subject: Subject, settings: Finetune) -> None:
-        self.subject, self.settings = subject, settings
         student = copy.deepcopy(subject.student).requires_grad_(True)
-        self.optimizer = torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             student.parameters(), 1e-8, momentum=0.9, weight_decay=1e-4, nesterov=True
         )
-        self.objective = Objective(subject.teacher, student, settings, subject.shape)
-        self.objective.__enter__()
-        self.generator = generator_for(1)
-        _, height, width = subject.shape
-        self.transfer = blur_transfer(height, width, settings.lowpass_sigma).to(subject.device)
+        objective = Objective(subject.teacher, student, settings, subject.shape)
+        objective.__enter__()
+        settings = dataclasses.replace(settings, holdout=0.0)
+        images = Images(InMemory(subject), settings, subject.device)  # type: ignore[arg-type]
+        self.epochs = Epochs(objective, optimizer, images, 0, Team(), lambda: False)
+        rows = [torch.arange(subject.batch)] * STEPS_UNSEEN
+        generator = generator_for(1)
+        endless = (images.batches(rows, generator) for _ in itertools.count())
+        self.batches = itertools.chain.from_iterable(endless)
+        self.steps = 0
+        self.sums = torch.zeros((), device=subject.device)
 
     def __call__(self) -> None:
-        s = self.settings
-        images = crop_and_flip(
-            self.subject.images, self.generator, crop_min=s.crop_min, flip=s.flip
-        )
-        images = lowpass(images, self.transfer)
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self.objective.backward(images, self.subject.labels)
-        values = torch.stack([*terms, self.objective.total(terms)]).cpu()
-        if not torch.isfinite(values[-1]):
+        images, labels = next(self.batches)
+        self.sums = self.sums + self.epochs.step(images, labels, len(labels))[-1]
+        self.steps += 1
+        if self.steps % STEPS_UNSEEN == 0 and not torch.isfinite(self.sums):
             raise FloatingPointError("the loss of the benchmark's network is not finite")
-        self.optimizer.step()
+
+
+class InMemory:
+    """A subject's batch in the place of a shard set."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.pool, self.labels = subject.images.cpu(), subject.labels.cpu()
+
+    def images(self, indices: Tensor) -> Tensor:
+        return self.pool[indices]

@@ -160,6 +160,21 @@ def ablation_metrics(wildcards):
     return [path for run, path in zip(RUNS, RUN_METRICS) if run["method"] in methods]
 
 
+def processes(wildcards):
+    """The processes of a fine-tuning, with a GPU each."""
+    model, method = wildcards.model, wildcards.method
+    return PLAN.settings("finetune", model, method=method).processes
+
+
+def program(wildcards):
+    """What python runs: the program, or torchrun that starts it several times."""
+    count = processes(wildcards)
+    if count == 1:
+        return ["-m", "synq"]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return ["-m", *torchrun, "-m", "synq"]
+
+
 def image_set(wildcards):
     return PLAN.methods[wildcards.method].images
 

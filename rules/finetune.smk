@@ -1,5 +1,5 @@
-# Quantized students, a job a run. Asks for a GPU where the scheduler has them; runs on the CPU
-# without.
+# Quantized students, a job a run. Asks for a GPU a process where the scheduler has them; runs on the
+# CPU without.
 
 
 rule finetune:
@@ -15,12 +15,13 @@ rule finetune:
         f"{BENCHMARKS}/finetune/{RUN}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: lambda wildcards: 2 * processes(wildcards)
     resources:
         mem_mb=megabytes(4000),
         runtime=minutes(240),
-        gpu=1,
+        gpu=processes,
     params:
+        program=program,
         image_set=image_set,
         settings=lookup(within=FLAGS, dpath="finetune/{model}/{method}"),
         code=digest("stages.finetune"),
@@ -29,7 +30,7 @@ rule finetune:
         "Fine-tuning {wildcards.model} at {wildcards.bits}"
         " ({wildcards.method}, seed {wildcards.seed})."
     shell:
-        "python -m synq finetune --teacher {input.teacher:q} --shards {input.shards:q}"
+        "python {params.program:q} finetune --teacher {input.teacher:q} --shards {input.shards:q}"
         " --bits {wildcards.bits:q} --method {wildcards.method:q} --image-set {params.image_set:q}"
         " --seed {wildcards.seed:q} {params.settings:q} --output {output.student:q}"
         " --snapshots {output.snapshots:q} --threads {threads} > {log:q} 2>&1"

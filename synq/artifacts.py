@@ -17,7 +17,7 @@ from torch import Tensor
 
 from synq.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
 # What the system says of a disk that is full, over quota, broken, read-only or somebody else's.
 UNWRITABLE = {
     errno.ENOSPC,

@@ -10,16 +10,23 @@ ASPECT = (3 / 4, 4 / 3)
 def crop_and_flip(
     images: Tensor, generator: torch.Generator, *, crop_min: float, flip: float
 ) -> Tensor:
-    """A random resized crop and flip of each image of ``[N, C, H, W]``, same shape.
+    """A random resized crop and flip of each image of ``[N, C, H, W]``, same shape."""
+    crops = random_crops(len(images), generator, crop_min=crop_min, flip=flip)
+    return images if crops is None else cropped(images, crops)
+
+
+def random_crops(
+    count: int, generator: torch.Generator, *, crop_min: float, flip: float
+) -> Tensor | None:
+    """The part of each of ``count`` images that a crop keeps, ``[N, 2, 3]``; None: all of them.
 
     A crop keeps an area uniform in [crop_min, 1] with an aspect ratio log-uniform in the
-    part of [3/4, 4/3] that fits, and is enlarged bilinearly to the whole size; ``flip`` is the
-    probability of a mirror image.
-    Differentiable in ``images``. The generator lives on the CPU.
+    part of [3/4, 4/3] that fits; ``flip`` is the probability of a mirror image. What is given are
+    affine maps from places of the result to those of the image, in [-1, 1]. The generator lives on
+    the CPU.
     """
     if crop_min >= 1 and flip <= 0:
-        return images
-    count = len(images)
+        return None
     area, ratio, left, top, coin = torch.rand(5, count, generator=generator)
     if crop_min < 1:
         area = crop_min + (1 - crop_min) * area
@@ -35,6 +42,11 @@ def crop_and_flip(
     theta[:, 0, 2] = (2 * left - 1) * (1 - width)
     theta[:, 1, 1] = height
     theta[:, 1, 2] = (2 * top - 1) * (1 - height)
-    theta = theta.to(images.device, images.dtype)
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return theta
+
+
+def cropped(images: Tensor, crops: Tensor) -> Tensor:
+    """The crops of ``images``, enlarged bilinearly to the whole size; differentiable in these."""
+    crops = crops.to(images.device, images.dtype)
+    grid = functional.affine_grid(crops, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

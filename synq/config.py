@@ -14,6 +14,7 @@ from synq.settings import setting, settings_of
 
 FACTORY = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 CAM_KINDS = ("off", "gradcam", "gradcam++")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +252,12 @@ class Synthesis:
     synthesis_crop_min: float = setting(
         0.4, "smallest share of the area that such a crop keeps", above=0, maximum=1
     )
+    synthesis_precision: str = setting(
+        "float32",
+        "arithmetic of the network's convolutions and products; statistics, losses and pixels are "
+        "float32 always",
+        choices=PRECISIONS,
+    )
 
     def __post_init__(self) -> None:
         if self.prior == "patches" and self.deep_weight > 0:
@@ -344,6 +351,15 @@ class Finetune:
     flip: float = setting(0.5, "probability of a horizontal flip", minimum=0, maximum=1)
     holdout: float = setting(
         0.1, "share of the images of each class kept to select the epoch", minimum=0, maximum=0.9
+    )
+    precision: str = setting(
+        "float32",
+        "arithmetic of the networks' convolutions and products; quantizers, losses and parameters "
+        "are float32 always",
+        choices=PRECISIONS,
+    )
+    processes: int = setting(
+        1, "processes that train one student together, one for each GPU (torchrun)", minimum=1
     )
     keep: str = setting(
         "all",

@@ -22,9 +22,6 @@ from synq.errors import ArtifactError
 BLOCK = 512
 SEAL = b"synq sha256 "
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}
-# Deflate cannot make anything smaller than this.
-DEFLATE_LIMIT = 1032
 # Bytes of an array in memory at a time where it is read piece by piece.
 PIECE = 1 << 24
 # All that h5py raises on content that it cannot make sense of.
@@ -119,7 +116,7 @@ def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
 def array(group: h5py.Group, name: str, dtype: str, dimensions: int) -> h5py.Dataset:
     """A dataset that is what it says; TypeError or ValueError before any of it is in memory.
 
-    Its values lie in this file, in few filters, and take no more room than the file can hold.
+    Its values lie in this file, in one piece and as they are.
     """
     data = member(group, name)
     if not isinstance(data, h5py.Dataset):
@@ -128,15 +125,12 @@ def array(group: h5py.Group, name: str, dtype: str, dimensions: int) -> h5py.Dat
         raise ValueError(f"{name} is not {dtype} of {dimensions} dimensions")
     if data.is_virtual or data.external:
         raise ValueError(f"the values of {name} are in another file")
-    layout = data.id.get_create_plist()
-    if {layout.get_filter(number)[0] for number in range(layout.get_nfilters())} - FILTERS:
-        raise ValueError(f"{name} has an unknown filter")
+    # Of this layout alone HDF5 has no filters, which take memory that the file does not hold.
+    if data.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
+        raise ValueError(f"the values of {name} do not lie in one piece")
     size = math.prod(data.shape) * data.dtype.itemsize
-    ratio = DEFLATE_LIMIT if layout.get_nfilters() else 1
-    if size > ratio * data.id.get_storage_size():
+    if size > data.id.get_storage_size():
         raise ValueError(f"{name} claims {size} bytes, which the file does not hold")
-    if data.chunks and math.prod(data.chunks) * data.dtype.itemsize > size:
-        raise ValueError(f"{name} has chunks that are larger than itself")
     return data
 
 

@@ -13,10 +13,10 @@ from synq.anatomy import examine, refuse
 from synq.config import Finetune
 from synq.errors import ModelError
 from synq.models import batchnorms
+from synq.objective import feature_blocks
 from synq.patches import PatchReader, uses_patches
 from synq.quantization import packed_bytes, quantize
 from synq.saliency import cam_layer
-from synq.training import feature_blocks
 
 WIDTHS = (32, 8, 4, 3, 2)
 

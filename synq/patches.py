@@ -110,7 +110,7 @@ class PatchReader:
             tokens = tokens[0]  # nn.MultiheadAttention gives its attention beside the tokens
         if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
             tokens = tokens.transpose(0, 1)
-        return patch_grid(tokens)
+        return patch_grid(tokens.float())
 
     def loss(self, record: dict[str, Tensor], bandwidth: float) -> Tensor:
         """L_pse = - sum over layers of the mean over images of H (PSAQ-ViT)."""

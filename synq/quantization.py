@@ -46,7 +46,8 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, lo: Tensor, hi: Tensor, bits: int) -> Tensor:
         scale, zero = scale_and_zero(lo, hi, bits)
-        return quantize_to_codes(values, scale, zero, bits).add_(zero).div_(scale)
+        codes = quantize_to_codes(values.float(), scale, zero, bits)
+        return codes.add_(zero).div_(scale).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

@@ -52,6 +52,14 @@ def generator_for(*key: int | str) -> torch.Generator:
     return generator
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network's convolutions and products run in ``precision``.
+
+    Quantizers, losses, statistics and parameters stay in float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def versions() -> dict[str, str]:
     """Versions of what computes the results."""
     return {
@@ -71,9 +79,15 @@ class _LogLines(tqdm):  # type: ignore[type-arg]
         return True
 
 
-def progress(steps: Iterable[Any], text: str, total: int | None = None) -> "tqdm[Any]":
+def progress(
+    steps: Iterable[Any], text: str, total: int | None = None, done: int = 0
+) -> "tqdm[Any]":
     """``steps`` with a bar on a terminal, or a line every ten seconds in a log."""
-    if sys.stderr.isatty():
-        return tqdm(steps, text, total)
+    # All processes of a team do the same; one is enough to look at.
+    silent = os.environ.get("RANK", "0") != "0"
+    if silent or sys.stderr.isatty():
+        return tqdm(steps, text, total, initial=done, disable=silent)
     line = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left {postfix}"
-    return _LogLines(steps, text, total, mininterval=10, maxinterval=10, bar_format=line)
+    return _LogLines(
+        steps, text, total, initial=done, mininterval=10, maxinterval=10, bar_format=line
+    )

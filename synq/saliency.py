@@ -69,11 +69,11 @@ def activation_map(
 
     ``scores`` ``[N]`` are the logits of the chosen classes, ``activations`` ``[N, K, h, w]`` the
     recorded map they were computed from. The weights are constants; the gradient of the result
-    flows through ``activations``, where these have one.
+    flows through ``activations``, where these have one. All but the networks is in float32.
     """
     (gradients,) = torch.autograd.grad(scores.sum(), activations, retain_graph=True)
-    weights = map_weights(activations.detach(), gradients, kind)
-    combined = (weights * activations).sum(1, keepdim=True).relu()
+    weights = map_weights(activations.detach().float(), gradients.float(), kind)
+    combined = (weights * activations.float()).sum(1, keepdim=True).relu()
     enlarged = nn.functional.interpolate(combined, size, mode="bilinear", align_corners=False)
     flat = enlarged.flatten(1)
     lo, hi = flat.amin(1)[:, None, None, None], flat.amax(1)[:, None, None, None]

@@ -3,12 +3,15 @@
 The format is documented in ``results/README.md``.
 """
 
+import bisect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
+import numpy
 import torch
 from torch import Tensor
 
@@ -16,36 +19,43 @@ from synq.errors import ArtifactError
 from synq.hdf5 import array, checksum, opened, refusing, written
 
 # Name -> type and number of dimensions, in the order that the checksum takes them.
-ARRAYS = {"images": ("<f4", 4), "labels": ("<i8", 1), "confidence": ("<f4", 1)}
+ARRAYS = {"images": ("<f2", 4), "labels": ("<i8", 1), "confidence": ("<f4", 1)}
 REMEDY = "delete it and run the synthesis again"
 
 
 def write_shard(
     path: Path, images: Tensor, labels: Tensor, confidence: Tensor, record: Mapping[str, Any]
 ) -> None:
-    """Write ``[N, C, H, W]`` float32 images, ``[N]`` labels and ``[N]`` teacher confidences.
+    """Write ``[N, C, H, W]`` images, ``[N]`` labels and ``[N]`` teacher confidences.
 
-    The same content gives the same bytes. ``record`` values are numbers, texts, lists of numbers,
-    or mappings, which are stored as JSON.
+    Images are rounded to float16, a tenth of a step of an 8-bit image. The same content gives the
+    same bytes. ``record`` values are numbers, texts, lists of numbers, or mappings, which are
+    stored as JSON.
     """
-    arrays = {
-        "images": images.detach().cpu().numpy().astype("<f4"),
-        "labels": labels.cpu().numpy().astype("<i8"),
-        "confidence": confidence.detach().cpu().numpy().astype("<f4"),
-    }
+    arrays = {"images": images, "labels": labels, "confidence": confidence}
     with written(path, "shard") as file:
-        for name, values in arrays.items():
-            chunks = (1, *values.shape[1:]) if name == "images" else values.shape
-            options = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-            file.create_dataset(name, data=values, chunks=chunks, track_times=False, **options)
+        for name, (dtype, _) in ARRAYS.items():
+            values = arrays[name].detach().cpu().numpy().astype(dtype)
+            file.create_dataset(name, data=values, track_times=False)
         for key, value in record.items():
             stored = json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
             file.attrs[key] = stored
-        file.attrs["checksum"] = checksum((name, file[name]) for name in arrays)
+        file.attrs["checksum"] = checksum((name, file[name]) for name in ARRAYS)
+
+
+class Place(NamedTuple):
+    """Where the images of a shard lie: in one piece of its file."""
+
+    path: Path
+    offset: int  # bytes
+    first: int  # position of its first image in the set
 
 
 class ShardSet:
-    """Several shards as one set of images, each read from its file when it is asked for."""
+    """Several shards as one set of images, each read from its file when it is asked for.
+
+    No file stays open: a set may have more of them than a process may hold.
+    """
 
     def __init__(
         self,
@@ -54,49 +64,48 @@ class ShardSet:
         classes: int | None = None,
         image_shape: tuple[int, int, int] | None = None,
     ) -> None:
-        """Open and check the files; ArtifactError names the one that does not fit.
+        """Check the files; ArtifactError names the one that does not fit.
 
         Where they are given, labels are below ``classes`` and images are of ``image_shape``.
         """
-        self.checksums: list[str] = []
-        self._files: list[h5py.File] = []
-        self._places: list[tuple[int, int]] = []
-        labels: list[Tensor] = []
         if not paths:
             raise ArtifactError("no shard was given; fine-tuning needs synthetic images")
-        try:
-            for path in paths:
-                file = open_shard(path, teacher_sha256, classes, image_shape)
-                self._files.append(file)
+        self.checksums: list[str] = []
+        self._places: list[Place] = []
+        labels: list[Tensor] = []
+        shapes: dict[tuple[int, ...], Path] = {}
+        for path in paths:
+            with open_shard(path, teacher_sha256, classes, image_shape) as file:
                 self.checksums.append(file.attrs["checksum"])
-                own = torch.from_numpy(file["labels"][:])
-                self._places += [(len(self._files) - 1, row) for row in range(len(own))]
-                labels.append(own)
-        except BaseException:
-            self.close()
-            raise
+                offset = file["images"].id.get_offset()
+                self._places.append(Place(path, offset, sum(map(len, labels))))
+                labels.append(torch.from_numpy(file["labels"][:]))
+                shapes.setdefault(file["images"].shape[1:], path)
+        if len(shapes) > 1:
+            one, other, *_ = shapes.items()
+            raise ArtifactError(f"{one[1]} has images of {one[0]}, {other[1]} of {other[0]}")
+        (self.image_shape,) = shapes
         self.labels = torch.cat(labels)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.labels)
 
     def images(self, indices: Tensor) -> Tensor:
-        """The images of these positions, ``[len(indices), C, H, W]``, on the CPU."""
-        rows = []
-        for index in indices.tolist():
-            number, row = self._places[index]
-            rows.append(torch.from_numpy(self._files[number]["images"][row]))
-        return torch.stack(rows)
+        """The images of these positions, ``[len(indices), C, H, W]``, float32 on the CPU."""
+        images = torch.empty(len(indices), *self.image_shape)
+        for row, index in enumerate(indices.tolist()):
+            images[row] = torch.from_numpy(self._image(index))
+        return images
 
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
-
-    def __enter__(self) -> "ShardSet":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _image(self, index: int) -> numpy.ndarray:
+        # Straight from its bytes, as a contiguous data set has them: the HDF5 library would read
+        # one image at a time in all threads, and keep every file open.
+        place = self._places[bisect.bisect(self._places, index, key=lambda p: p.first) - 1]
+        count = math.prod(self.image_shape)
+        offset = place.offset + (index - place.first) * count * 2
+        return numpy.fromfile(place.path, ARRAYS["images"][0], count, offset=offset).reshape(
+            self.image_shape
+        )
 
 
 def open_shard(
@@ -129,8 +138,8 @@ def _check(file: h5py.File, classes: int | None, image_shape: tuple[int, int, in
     images, labels = arrays["images"], arrays["labels"]
     if len({len(data) for data in arrays.values()}) != 1 or not len(images):
         raise ValueError("it holds no images, or not one label an image")
-    if images.chunks != (1, *images.shape[1:]) or not images.size:
-        raise ValueError("its chunks are not one image each")
+    if not images.size:
+        raise ValueError("its images have no pixels")
     if image_shape and images.shape[1:] != image_shape:
         raise ValueError(f"its images are {images.shape[1:]}, the network takes {image_shape}")
     known = labels[:]

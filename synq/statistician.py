@@ -29,4 +29,4 @@ class Statistician:
         self.first_deep = max((len(ordered) + 2) // 2 - 2, 0)
 
     def batch(self, record: dict[str, Tensor]) -> Statistics:
-        return losses.batch_statistics([record[name] for name in self.layers])
+        return losses.batch_statistics([record[name].float() for name in self.layers])

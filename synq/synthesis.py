@@ -18,7 +18,7 @@ from synq.errors import DivergenceError
 from synq.hooks import recorded
 from synq.losses import Statistics
 from synq.patches import PatchReader, uses_patches
-from synq.runtime import progress
+from synq.runtime import autocast, progress
 from synq.statistician import Statistician
 
 SMALLEST_LEARNING_RATE = 1e-4
@@ -82,7 +82,7 @@ def batchnorm_prior(
 
     def prior(images: Tensor) -> tuple[Tensor, Tensor]:
         with recorded(reader.layers, inputs=True) as record:
-            logits = teacher(images)
+            logits = _logits(teacher, images, settings)
         batch = reader.batch(record)
         mean_term, variance_term = losses.bn_alignment(batch, reader.running)
         loss = settings.bn_weight * (mean_term + variance_term)
@@ -105,11 +105,17 @@ def patch_prior(
 
     def prior(images: Tensor) -> tuple[Tensor, Tensor]:
         with recorded(reader.layers) as record:
-            logits = teacher(images)
+            logits = _logits(teacher, images, settings)
         loss = settings.patch_weight * reader.loss(record, settings.patch_bandwidth)
         return logits, loss + settings.tv_weight * losses.total_variation(images)
 
     return prior
+
+
+def _logits(teacher: nn.Module, images: Tensor, settings: Synthesis) -> Tensor:
+    with autocast(images.device, settings.synthesis_precision):
+        logits: Tensor = teacher(images)
+    return logits.float()
 
 
 def calibration_centres(

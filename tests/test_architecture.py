@@ -11,19 +11,19 @@ from synq import source
 # A module imports modules of earlier lines alone, never one of its own.
 LAYERS = [
     {"errors", "published", "source"},
-    {"zoo"},
+    {"settings", "zoo"},
     {"config"},
     {"plan"},
     {"activations", "arrays"},
     {"attention"},
     {"artifacts", "augment", "datasets", "disk", "evaluation", "hooks", "losses"}
-    | {"lowpass", "models", "quantization", "runtime", "tables", "tracing"},
+    | {"lowpass", "models", "parallel", "quantization", "runtime", "tables", "tracing"},
     {"hdf5"},
     {"anatomy", "calibration", "download", "factories", "patches", "saliency", "shards"}
     | {"snapshots", "statistician"},
-    {"generator", "synthesis"},
+    {"batches", "generator", "objective", "synthesis"},
     {"networks", "training"},
-    {"inspection"},
+    {"inspection", "work"},
     {"stages.collect", "stages.evaluate", "stages.fetch", "stages.finetune"}
     | {"stages.inspect", "stages.synthesize", "stages.tables", "stages.train"}
     | {"stages.verify"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"__main__"},
 ]
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
-LIGHT = ["errors", "published", "source", "zoo", "config", "plan", "cli"]
+LIGHT = ["errors", "published", "source", "settings", "zoo", "config", "plan", "cli"]
 
 
 def modules():

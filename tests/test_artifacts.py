@@ -99,7 +99,7 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoint):
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
-    assert record == {"kind": "student", "format": 1, "seed": 3, "nested": {"x": [1.5, None]}}
+    assert record == {"kind": "student", "format": 2, "seed": 3, "nested": {"x": [1.5, None]}}
 
 
 def test_tensors_that_are_views_or_need_gradients_can_be_written(tmp_path):
@@ -136,17 +136,17 @@ def test_what_is_no_safetensors_is_refused(tmp_path, content):
 
 def test_a_checkpoint_of_another_kind_is_refused(checkpoint):
     text = refusal(read_checkpoint, checkpoint, "teacher")
-    assert "is not a teacher of format 1" in text
+    assert "is not a teacher of format 2" in text
 
 
 @pytest.mark.parametrize(
     "metadata",
-    [None, {"other": "x"}, {"synq": "{}"}, {"synq": '{"kind": "student", "format": 2}'}],
+    [None, {"other": "x"}, {"synq": "{}"}, {"synq": '{"kind": "student", "format": 1}'}],
 )
 def test_a_checkpoint_of_another_program_or_format_is_refused(tmp_path, metadata):
     path = tmp_path / "file"
     save_file(TENSORS, path, metadata)
-    assert "is not a student of format 1" in refusal(read_checkpoint, path, "student")
+    assert "is not a student of format 2" in refusal(read_checkpoint, path, "student")
 
 
 def test_a_checkpoint_whose_record_is_no_json_is_refused(tmp_path):
@@ -157,7 +157,7 @@ def test_a_checkpoint_whose_record_is_no_json_is_refused(tmp_path):
 
 def test_json_comes_back_as_it_was_and_is_readable(tmp_path):
     path = tmp_path / "file.json"
-    content = {"kind": "metrics", "format": 1, "name": "größer", "values": [0.1, 1e-300]}
+    content = {"kind": "metrics", "format": 2, "name": "größer", "values": [0.1, 1e-300]}
     write_json(path, content)
     assert read_json(path, "metrics") == content
     assert path.read_text("utf-8").startswith('{\n  "checksum": "')
@@ -186,9 +186,9 @@ def test_truncated_json_and_other_bytes_are_refused(tmp_path, content):
 
 @pytest.mark.parametrize(
     "content",
-    [b"[]", b"null", b"{}", b'{"kind": "other", "format": 1}', b'{"kind": "metrics", "format": 2}'],
+    [b"[]", b"null", b"{}", b'{"kind": "other", "format": 2}', b'{"kind": "metrics", "format": 1}'],
 )
 def test_json_of_another_kind_or_format_is_refused(tmp_path, content):
     path = tmp_path / "file.json"
     path.write_bytes(content)
-    assert "is not a metrics of format 1" in refusal(read_json, path, "metrics")
+    assert "is not a metrics of format 2" in refusal(read_json, path, "metrics")

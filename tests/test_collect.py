@@ -40,8 +40,8 @@ def collect(teacher, name="shard.h5", classes=(0, 1), seed=0, settings=SETTINGS)
 
 def images_of(path, teacher):
     network = read_teacher(teacher, torch.device("cpu"))
-    with ShardSet([path], network.sha256) as shards:
-        return shards.images(torch.arange(len(shards))), shards.labels.clone()
+    shards = ShardSet([path], network.sha256)
+    return shards.images(torch.arange(len(shards))), shards.labels
 
 
 def test_the_shard_holds_normalised_training_images_of_its_classes(teacher):

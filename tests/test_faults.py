@@ -274,7 +274,7 @@ def test_a_shard_of_an_older_format_is_refused(
     seal(workflow.root / SHARD)
     code, line = finetuned(workflow)
     assert code == 2
-    assert f"{SHARD} is damaged (it has format 0, this program reads 1); delete it" in line
+    assert f"{SHARD} is damaged (it has format 0, this program reads 2); delete it" in line
     assert verified(workflow, capsys)[0] == 1
 
 

@@ -12,6 +12,7 @@ from synq.activations import QUANTIZABLE
 from synq.calibration import calibrate
 from synq.config import Calibration, Finetune
 from synq.models import build, frozen
+from synq.objective import Objective
 from synq.quantization import (
     ACTIVATIONS,
     activation_quantizers,
@@ -20,7 +21,6 @@ from synq.quantization import (
     quantize,
     swap_channels,
 )
-from synq.training import Objective
 
 # How deep each goes below zero; SELU and CELU are an ELU with other constants.
 LOWEST = {

@@ -7,6 +7,7 @@ import torch
 from small_transformers import CLASSES, SHAPE, fused, small, small_swin
 from torch import nn
 
+from synq.batches import Images
 from synq.calibration import calibrate
 from synq.config import Calibration, Finetune, Synthesis
 from synq.errors import ConfigError, ModelError
@@ -17,7 +18,7 @@ from synq.patches import PatchReader, entropy, patch_grid, patch_similarities, u
 from synq.runtime import generator_for
 from synq.settings import convert
 from synq.synthesis import synthesize
-from synq.training import Images, Progress, finetune
+from synq.training import Progress, finetune
 
 SHORT = Synthesis(iterations=12, target="labels", target_weight=1.0)
 LABELS = torch.tensor([0, 1, 1, 4])

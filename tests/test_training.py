@@ -1,15 +1,23 @@
 import copy
 import math
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from reference_values import Reference, student, teacher
 
-from synq import training
+from synq import objective
+from synq.batches import Images
 from synq.config import Finetune
 from synq.errors import DivergenceError, ModelError
-from synq.training import Images, Objective, Progress, feature_blocks, finetune
+from synq.objective import Objective, feature_blocks
+from synq.parallel import Team
+from synq.runtime import generator_for
+from synq.training import Progress, finetune
 
 REFERENCE = Reference("step")
 WIDTHS = (3, 4, 8)
@@ -23,9 +31,9 @@ def step(bits, settings, labels=None):
     """Losses and the student after one backward of the reference batch."""
     network = student(REFERENCE, bits)
     labels = REFERENCE["labels"] if labels is None else labels
-    with Objective(teacher(), network, settings, SHAPE) as objective:
-        terms = objective.backward(REFERENCE["images"], labels)
-        total = float(objective.total(terms))
+    with Objective(teacher(), network, settings, SHAPE) as whole:
+        terms = whole.backward(REFERENCE["images"], labels)
+        total = float(whole.total(terms))
     return terms, total, network
 
 
@@ -39,7 +47,7 @@ def reference_signs(monkeypatch):
 
     def use(bits):
         sign = REFERENCE[f"w{bits}a{bits}/image_grad_sign"].float()
-        monkeypatch.setattr(training, "perturbed_images", lambda x, _, epsilon: x + epsilon * sign)
+        monkeypatch.setattr(objective, "perturbed_images", lambda x, _, epsilon: x + epsilon * sign)
 
     return use
 
@@ -245,8 +253,6 @@ def test_a_resumed_run_is_the_uninterrupted_one():
     ids=str,
 )
 def test_every_switch_of_the_training_acts_on_the_student(change):
-    from dataclasses import replace
-
     short = replace(SHORT, epochs=1)
     _, one = fine_tuned(short)
     _, other = fine_tuned(replace(short, **change))
@@ -258,3 +264,67 @@ def test_divergence_says_what_to_lower():
     settings = Finetune(epochs=3, batch_size=8, learning_rate=1e6)
     with pytest.raises(DivergenceError, match=r"lower finetune\.learning_rate"):
         fine_tuned(settings)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_student(stop_after):
+    """Steps are those of both epochs, two each."""
+    _, whole = fine_tuned(SHORT)
+    network = student(REFERENCE, 3)
+    images = Images(Shards(), SHORT, torch.device("cpu"))
+    calls = iter(range(1, 100))
+
+    def stopped():
+        return next(calls) >= (stop_after + 1) // 2
+
+    parts = list(finetune(teacher(), network, images, SHORT, 5, Progress(), stopped=stopped))
+    reached = parts[-1]
+    assert reached.part is not None
+    assert (reached.epoch, reached.part.steps) == (stop_after // 2, 1)
+    resumed, _ = fine_tuned(SHORT, network=network, state=reached)
+    histories = [state.history for state, _ in (fine_tuned(SHORT)[0][-1], resumed[-1])]
+    assert histories[0] == histories[1]
+    for one, other in zip(whole.parameters(), network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_bfloat16_is_near_float32_and_leaves_the_parameters_in_it():
+    _, total, one = step(4, RELEASED)
+    near, other_total, other = step(4, replace(RELEASED, precision="bfloat16"))
+    assert other_total == pytest.approx(total, rel=0.2)
+    assert total != other_total
+    assert {parameter.dtype for parameter in other.parameters()} == {torch.float32}
+    assert all(term.dtype == torch.float32 for term in near)
+    ours = torch.cat([parameter.grad.flatten() for parameter in one.parameters()])
+    theirs = torch.cat([parameter.grad.flatten() for parameter in other.parameters()])
+    assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 0.9
+
+
+def test_two_signals_within_a_block_end_the_process(tmp_path):
+    """The first is held back until somebody asks; the second is not."""
+    code = (
+        "import os, signal\n"
+        "from synq.training import terminations\n"
+        "with terminations() as stopped:\n"
+        "    assert not stopped()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert stopped()\n"
+        "    print('first', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('second', flush=True)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (-signal.SIGTERM, "first\n"), ran.stderr
+
+
+def test_batches_are_read_in_order_and_shared_without_a_change():
+    settings = replace(SHORT, holdout=0.0)
+    images = Images(Shards(), settings, torch.device("cpu"))
+    rows = [torch.tensor([3, 1, 2]), torch.tensor([7]), torch.tensor([0, 5])]
+    whole = list(images.batches(rows, generator_for(1)))
+    shares = [list(images.batches(rows, generator_for(1), Team(rank, 2))) for rank in (0, 1)]
+    for both, (pixels, labels), chosen in zip(zip(*shares, strict=True), whole, rows, strict=True):
+        assert torch.equal(labels, Shards.labels[chosen])
+        assert torch.equal(torch.cat([part for _, part in both]), labels)
+        together = torch.cat([part for part, _ in both])
+        torch.testing.assert_close(together, pixels, rtol=0, atol=1e-6)

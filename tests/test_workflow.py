@@ -366,8 +366,10 @@ def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(
     try:
         wait(lambda: _epoch(state) >= 1 or process.poll() is not None)
         process.send_signal(sent)
-        assert process.wait(PATIENCE) == -sent
+        # SIGTERM is obeyed at the end of a step, which is saved; 143 is how a shell says it.
+        assert process.wait(PATIENCE) == (143 if sent == signal.SIGTERM else -sent)
         reached = _epoch(state)
+        within = (state.parent / "part.safetensors").exists()
         assert 1 <= reached < 4
         assert not (parts / "student.safetensors").exists()
         _, process = start("parts")
@@ -376,7 +378,11 @@ def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(
     finally:
         process.kill()
         uninterrupted.kill()
-    assert f"going on after epoch {reached}\n" in (parts / "log").read_text()
+    log = (parts / "log").read_text()
+    assert re.search(
+        rf"^going on after epoch {reached}{' and . steps' * within}$", log, re.MULTILINE
+    )
+    assert within == (sent == signal.SIGTERM)
     for name in ("student.safetensors", "snapshots.h5"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
     assert not state.parent.exists()
@@ -574,4 +580,4 @@ def test_every_rule_says_what_it_does_and_needs() -> None:
         resources = re.search(r"^    resources:\n((?: {8}.+\n)+)", body, re.MULTILINE)
         assert resources, name
         assert {"mem_mb", "runtime"} <= set(re.findall(r"(\w+)=", resources[1])), name
-        assert name != "finetune" or "gpu=1" in resources[1]
+        assert name != "finetune" or "gpu=processes" in resources[1]

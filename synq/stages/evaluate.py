@@ -1,6 +1,5 @@
 """Accuracy of the teacher, and of a run's students, on the real test images."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,11 +70,11 @@ def evaluate_run(
     """
     network = read_teacher(teacher, prepare(device, threads))
     reference = read_json(teacher_metrics, "teacher metrics")
-    with Snapshots(snapshots) as students, contextlib.ExitStack() as stack:
+    with Snapshots(snapshots) as students:
         record = students.record
         check_teacher(record, network, snapshots)
         if test.dataset == "none":
-            shard_set = stack.enter_context(ShardSet(shards, network.sha256))
+            shard_set = ShardSet(shards, network.sha256)
             images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
         else:
             images = _test_images(network, test)

@@ -1,27 +1,28 @@
 """Quantize, calibrate and fine-tune one student; resumes where it was interrupted."""
 
 import dataclasses
-import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from synq.artifacts import read_checkpoint, write_checkpoint
+from synq.artifacts import write_checkpoint
+from synq.batches import Images
 from synq.calibration import calibrate
 from synq.config import Calibration, Finetune, parse_bits
-from synq.errors import ArtifactError, ConfigError
+from synq.errors import ConfigError
 from synq.generator import GeneratorTraining
-from synq.networks import read_teacher, student_tensors
+from synq.networks import read_teacher
+from synq.parallel import joined
 from synq.quantization import packed_bytes
 from synq.runtime import generator_for, prepare, versions
 from synq.shards import ShardSet
 from synq.snapshots import write_snapshots
-from synq.training import Images, Progress, finetune
+from synq.training import Progress, finetune, terminations
+from synq.work import Work
+
+TERMINATED = 128 + 15  # as shells say it of SIGTERM
 
 
 def finetune_student(
@@ -38,12 +39,14 @@ def finetune_student(
     snapshots: Path,
     device: str,
     threads: int,
-) -> None:
+) -> int:
     """Write the selected student to ``output`` and all that evaluation needs to ``snapshots``.
 
-    The work folder ``<output>.work`` holds the state after each epoch until both are written.
+    The work folder ``<output>.work`` holds the state after each epoch until both are written. The
+    exit code: 0, or that of SIGTERM when the middle of an epoch was saved because of it.
     """
-    target = prepare(device, threads)
+    # The rule asks for the threads of all processes.
+    target = prepare(device, -(-threads // settings.processes))
     widths = parse_bits(bits)
     network = read_teacher(teacher, target)
     record = {
@@ -58,16 +61,22 @@ def finetune_student(
         "finetune": dataclasses.asdict(settings),
         "versions": versions(),
     }
-    work = output.with_name(f"{output.stem}.work")
-    with ShardSet(shards, network.sha256, network.classes, network.image_shape) as shard_set:
-        record["images"] = len(shard_set)
-        record["shard_checksums"] = shard_set.checksums
+    shard_set = ShardSet(shards, network.sha256, network.classes, network.image_shape)
+    record["images"] = len(shard_set)
+    record["shard_checksums"] = shard_set.checksums
+    with joined(settings.processes, target) as team:
         images = Images(shard_set, settings, target)
         if not len(images.train):
             raise ConfigError("finetune.holdout leaves no image to train on; lower it")
         student = network.student(widths).to(target)
-        state = _resume(work, record, student)
+        work = Work(output, record)
+        state, text = work.resume(student)
+        if team.leads and text:
+            print(text, flush=True)
+        team.wait()  # until all have read what the leader is about to write anew
         if state is None:
+            if team.leads:
+                work.clear()
             generator = generator_for(seed, "calibration")
             if calibration.range_source == "generator":
                 training = GeneratorTraining(
@@ -78,11 +87,20 @@ def finetune_student(
                 batches = _range_batches(images, calibration, settings, generator)
             calibrate(student, batches, calibration)
             state = Progress()
-        for reached in finetune(network.model, student, images, settings, seed, state):
-            state = reached
-            _save(work, record, student, state)
-            _report(state, settings)
-    _finish(work, record, state, settings, packed_bytes(student, widths[0]), output, snapshots)
+        team.follow(student)
+        with terminations() as stopped:
+            for reached in finetune(
+                network.model, student, images, settings, seed, state, team, stopped
+            ):
+                state = reached
+                if team.leads:
+                    work.save(student, state)
+                    _report(state, settings)
+    if state.part:
+        return TERMINATED
+    if team.leads:
+        _finish(work, state, settings, packed_bytes(student, widths[0]), output, snapshots)
+    return 0
 
 
 def _range_batches(
@@ -90,47 +108,17 @@ def _range_batches(
 ) -> Iterator[torch.Tensor]:
     """Images as the training will see them, for the activation ranges."""
     order = images.train[torch.randperm(len(images.train), generator=generator)]
-    for indices in order[: calibration.range_images].split(settings.batch_size):
-        yield images.batch(indices, generator)[0]
-
-
-def _epoch_file(work: Path, epoch: int) -> Path:
-    return work / f"epoch-{epoch:04d}.safetensors"
-
-
-def _save(work: Path, record: dict[str, Any], student: nn.Module, state: Progress) -> None:
-    """The student first, the state that names it last: a kill between the two loses an epoch."""
-    path = _epoch_file(work, state.epoch)
-    write_checkpoint(path, "student", student_tensors(student), {**record, "epoch": state.epoch})
-    progress = {"epoch": state.epoch, "history": state.history, "run": _run_key(record)}
-    write_checkpoint(work / "state.safetensors", "state", state.momentum, progress)
-
-
-def _run_key(record: dict[str, Any]) -> str:
-    """What must be equal for a saved state to be continued."""
-    return json.dumps(record, sort_keys=True)
-
-
-def _resume(work: Path, record: dict[str, Any], student: nn.Module) -> Progress | None:
-    """Load the newest whole epoch of the same run, if there is one."""
-    try:
-        momentum, saved = read_checkpoint(work / "state.safetensors", "state")
-        for epoch in range(saved["epoch"] + 1):
-            tensors, _ = read_checkpoint(_epoch_file(work, epoch), "student")
-        reason = "" if saved["run"] == _run_key(record) else "the saved state has other settings"
-    except (ArtifactError, KeyError) as error:
-        reason = str(error)
-    if reason:
-        if work.exists():
-            print(f"starting from the beginning: {reason}", flush=True)
-            shutil.rmtree(work)
-        return None
-    student.load_state_dict(tensors)
-    print(f"going on after epoch {saved['epoch']}", flush=True)
-    return Progress(saved["epoch"], saved["history"], momentum)
+    chosen = order[: calibration.range_images].split(settings.batch_size)
+    for batch, _ in images.batches(chosen, generator):
+        yield batch
 
 
 def _report(state: Progress, settings: Finetune) -> None:
+    if state.part:
+        print(
+            f"terminated: {state.part.steps} steps of epoch {state.epoch + 1} are saved", flush=True
+        )
+        return
     entry = state.history[-1]
     losses = ", ".join(f"{key} {value:.4g}" for key, value in entry.items() if key != "epoch")
     print(f"epoch {state.epoch}/{settings.epochs}: {losses}", flush=True)
@@ -144,8 +132,7 @@ def select(history: Sequence[dict[str, float]]) -> int:
 
 
 def _finish(
-    work: Path,
-    record: dict[str, Any],
+    work: Work,
     state: Progress,
     settings: Finetune,
     weight_bytes: int,
@@ -156,16 +143,12 @@ def _finish(
     selected, last = select(state.history), state.epoch
     epochs = range(last + 1) if settings.keep == "all" else sorted({0, selected, last})
     summary = {
-        **record,
+        **work.record,
         "selected": selected,
         "last": last,
         "history": state.history,
         "weight_bytes": weight_bytes,
     }
-    students = (
-        (epoch, read_checkpoint(_epoch_file(work, epoch), "student")[0]) for epoch in epochs
-    )
-    write_snapshots(snapshots, summary, students)
-    tensors, _ = read_checkpoint(_epoch_file(work, selected), "student")
-    write_checkpoint(output, "student", tensors, {**summary, "epoch": selected})
-    shutil.rmtree(work)
+    write_snapshots(snapshots, summary, work.students(epochs))
+    write_checkpoint(output, "student", work.student(selected), {**summary, "epoch": selected})
+    work.clear()
