@@ -1,5 +1,6 @@
 # What all rules share: the checked config, the settings of each job as flags, and the names of
 # results. The only place with functions.
+import functools
 import hashlib
 import os
 import sys
@@ -45,7 +46,6 @@ RUN_METRICS = [f"{RESULTS}/runs/{RUN.format(**run)}/metrics.json" for run in RUN
 # Command-line flags of each job, by stage and wildcards: what a job's params look up, so that a
 # changed setting remakes what it changes and nothing else.
 FLAGS = {
-    "ablation": PLAN.ablation.full,
     "model": {
         name: flags(model, without=PLACES) for name, model in PLAN.models.items()
     },
@@ -75,6 +75,27 @@ FLAGS = {
 }
 
 
+def flags_of(stage, *names):
+    """The flags of a job, as a function of its wildcards, of which ``names`` choose them.
+
+    Snakemake's own ``lookup`` walks through all of FLAGS for every job.
+    """
+
+    def chosen(wildcards):
+        found = FLAGS[stage]
+        for name in names:
+            found = found[wildcards[name]]
+        return found
+
+    return chosen
+
+
+@functools.cache
+def code(stage):
+    """Digest of a stage's code; it is asked for with every job."""
+    return digest(f"stages.{stage}")
+
+
 def recipe(stage, model, method="", image_set="", **_):
     """Digest of all that the stages before ``stage`` depend on, for its jobs' params.
 
@@ -84,16 +105,16 @@ def recipe(stage, model, method="", image_set="", **_):
     """
     image_set = image_set or (PLAN.methods[method].images if method else "")
     source = PLAN.models[model].source
-    steps = [[FLAGS["model"][model], digest(f"stages.{MODEL_STAGES[source]}")]]
+    steps = [[FLAGS["model"][model], code(MODEL_STAGES[source])]]
     if source == "python":
         steps.append(FLAGS["factory"][model])
     if source == "train":
         steps.append(FLAGS["train"][model])
     if stage in ("finetune", "evaluate"):
         made_by = IMAGE_STAGES[PLAN.image_sets[image_set].stage]
-        steps += [FLAGS["images"][model][image_set], digest(f"stages.{made_by}")]
+        steps += [FLAGS["images"][model][image_set], code(made_by)]
     if stage == "evaluate":
-        steps += [FLAGS["finetune"][model][method], digest("stages.finetune")]
+        steps += [FLAGS["finetune"][model][method], code("finetune")]
     return hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
 
 
@@ -105,7 +126,7 @@ def made_from(stage):
 def made_from_runs(wildcards):
     """The recipes of all runs, and what evaluates them."""
     recipes = [recipe("evaluate", **run) for run in RUNS]
-    evaluated = [FLAGS["test"], FLAGS["evaluation"], digest("stages.evaluate")]
+    evaluated = [FLAGS["test"], FLAGS["evaluation"], code("evaluate")]
     return hashlib.sha256(repr([recipes, evaluated]).encode()).hexdigest()[:16]
 
 
@@ -146,6 +167,15 @@ def shards_of(model, method, seed, **_):
 
 def shards(wildcards):
     return shards_of(**wildcards)
+
+
+def folder_of_shards(wildcards, input):
+    return os.path.dirname(input.shards[0]) if input.shards else "."
+
+
+def names_of_shards(wildcards, input):
+    """Without their folder: a thousand whole paths are longer than a command may be."""
+    return [os.path.basename(path) for path in input.shards]
 
 
 def shards_to_agree_on(wildcards):

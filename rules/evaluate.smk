@@ -17,9 +17,9 @@ rule evaluate_teacher:
         mem_mb=megabytes(3000),
         runtime=minutes(60),
     params:
-        test=lookup(within=FLAGS, dpath="test/{model}"),
-        settings=lookup(within=FLAGS, dpath="evaluation/{model}"),
-        code=digest("stages.evaluate"),
+        test=flags_of("test", "model"),
+        settings=flags_of("evaluation", "model"),
+        code=code("evaluate"),
         made_from=made_from("evaluate_teacher"),
     message:
         "Evaluating {wildcards.model} in full precision."
@@ -47,15 +47,17 @@ rule evaluate:
         mem_mb=megabytes(3000),
         runtime=minutes(60),
     params:
-        test=lookup(within=FLAGS, dpath="test/{model}"),
-        settings=lookup(within=FLAGS, dpath="evaluation/{model}"),
-        code=digest("stages.evaluate"),
+        folder=folder_of_shards,
+        shards=names_of_shards,
+        test=flags_of("test", "model"),
+        settings=flags_of("evaluation", "model"),
+        code=code("evaluate"),
         made_from=made_from("evaluate"),
     message:
         "Evaluating {wildcards.model} at {wildcards.bits}"
         " ({wildcards.method}, seed {wildcards.seed})."
     shell:
         "python -m synq evaluate --teacher {input.teacher:q} --teacher-metrics {input.reference:q}"
-        " --snapshots {input.snapshots:q} --shards {input.shards:q} {params.test:q}"
-        " {params.settings:q}"
+        " --snapshots {input.snapshots:q} --shard-folder {params.folder:q}"
+        " --shards {params.shards:q} {params.test:q} {params.settings:q}"
         " --output {output.metrics:q} --threads {threads} > {log:q} 2>&1"

@@ -22,15 +22,18 @@ rule finetune:
         gpu=processes,
     params:
         program=program,
+        folder=folder_of_shards,
+        shards=names_of_shards,
         image_set=image_set,
-        settings=lookup(within=FLAGS, dpath="finetune/{model}/{method}"),
-        code=digest("stages.finetune"),
+        settings=flags_of("finetune", "model", "method"),
+        code=code("finetune"),
         made_from=made_from("finetune"),
     message:
         "Fine-tuning {wildcards.model} at {wildcards.bits}"
         " ({wildcards.method}, seed {wildcards.seed})."
     shell:
-        "python {params.program:q} finetune --teacher {input.teacher:q} --shards {input.shards:q}"
+        "python {params.program:q} finetune --teacher {input.teacher:q}"
+        " --shard-folder {params.folder:q} --shards {params.shards:q}"
         " --bits {wildcards.bits:q} --method {wildcards.method:q} --image-set {params.image_set:q}"
         " --seed {wildcards.seed:q} {params.settings:q} --output {output.student:q}"
         " --snapshots {output.snapshots:q} --threads {threads} > {log:q} 2>&1"

@@ -24,9 +24,9 @@ rule fetch:
         mem_mb=megabytes(2000),
         runtime=minutes(30),
     params:
-        settings=lookup(within=FLAGS, dpath="model/{model}"),
-        factory=lookup(within=FLAGS, dpath="factory/{model}"),
-        code=digest("stages.fetch"),
+        settings=flags_of("model", "model"),
+        factory=flags_of("factory", "model"),
+        code=code("fetch"),
     message:
         "Fetching the pretrained {wildcards.model}."
     shell:
@@ -53,9 +53,9 @@ rule fetch_zoo:
         mem_mb=megabytes(2000),
         runtime=minutes(30),
     params:
-        settings=lookup(within=FLAGS, dpath="model/{model}"),
+        settings=flags_of("model", "model"),
         places=places,
-        code=digest("stages.fetch"),
+        code=code("fetch"),
     message:
         "Fetching the pretrained {wildcards.model} of the zoo."
     shell:
@@ -80,9 +80,9 @@ rule train:
         runtime=minutes(30),
         gpu=1,
     params:
-        model=lookup(within=FLAGS, dpath="model/{model}"),
-        settings=lookup(within=FLAGS, dpath="train/{model}"),
-        code=digest("stages.train"),
+        model=flags_of("model", "model"),
+        settings=flags_of("train", "model"),
+        code=code("train"),
     message:
         "Training the embedded teacher {wildcards.model}."
     shell:

@@ -21,8 +21,8 @@ rule synthesize:
         runtime=minutes(120),
     params:
         classes=classes,
-        settings=lookup(within=FLAGS, dpath="images/{model}/{image_set}"),
-        code=digest("stages.synthesize"),
+        settings=flags_of("images", "model", "image_set"),
+        code=code("synthesize"),
         made_from=made_from("synthesize"),
     message:
         "Synthesizing {wildcards.shard} of {wildcards.model}"
@@ -52,8 +52,8 @@ rule collect:
         runtime=minutes(30),
     params:
         classes=classes,
-        settings=lookup(within=FLAGS, dpath="images/{model}/{image_set}"),
-        code=digest("stages.collect"),
+        settings=flags_of("images", "model", "image_set"),
+        code=code("collect"),
         made_from=made_from("collect"),
     message:
         "Collecting real images, {wildcards.shard}, for {wildcards.model}"

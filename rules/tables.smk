@@ -24,7 +24,7 @@ rule accuracy:
         runtime=minutes(10),
     params:
         benchmarks=BENCHMARKS,
-        code=digest("stages.tables"),
+        code=code("tables"),
         made_from=made_from_runs,
     message:
         "Writing the table of all runs to {output.markdown}."
@@ -55,8 +55,8 @@ rule ablation:
         mem_mb=megabytes(1000),
         runtime=minutes(10),
     params:
-        full=lookup(within=FLAGS, dpath="ablation"),
-        code=digest("stages.tables"),
+        full=PLAN.ablation.full,
+        code=code("tables"),
         made_from=made_from_runs,
     message:
         "Writing each method's difference to {params.full} to {output.markdown}."

@@ -47,6 +47,14 @@ _RUN = {
 }
 _SEED = {"seed": _word("seed of all randomness", int, metavar="N")}
 _CLASSES = {"classes": _word("the classes", int, nargs="+", metavar="C")}
+_FOLDER = {
+    "shard_folder": _path(
+        "the folder that the names of the shards begin in (default: this one)",
+        required=False,
+        default=Path(),
+        metavar="DIR",
+    )
+}
 _METRICS = {"metrics": _path("the metrics.json of every run", nargs="+")}
 _TABLE = {"output": _path("the table to write; gets the three suffixes")}
 _NAME = {"name": _word("name of the model, for the record", metavar="NAME")}
@@ -113,6 +121,7 @@ COMMANDS = {
         {
             **_TEACHER,
             "shards": _path("the shards of synthetic images", nargs="+"),
+            **_FOLDER,
             **_RUN,
             **_SEED,
             "output": _path("the selected student's checkpoint to write"),
@@ -139,6 +148,7 @@ COMMANDS = {
                 required=False,
                 default=[],
             ),
+            **_FOLDER,
             "output": _path("the metrics.json to write"),
         },
         {"test": config.TestSet, "settings": config.Evaluation},

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import pytest
@@ -46,6 +47,7 @@ def finetuned(root, **changes):
     finetune_student(
         teacher=root / TEACHER,
         shards=[root / path for path in SHARDS],
+        shard_folder=Path(),
         bits="w4a4",
         method="synq",
         image_set="hard",
@@ -66,6 +68,7 @@ def evaluated(root):
         teacher_metrics=reference,
         snapshots=root / RUN / "snapshots.h5",
         shards=[],
+        shard_folder=Path(),
         output=root / RUN / "metrics.json",
         **common,
     )

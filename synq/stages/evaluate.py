@@ -57,6 +57,7 @@ def evaluate_run(
     teacher_metrics: Path,
     snapshots: Path,
     shards: Sequence[Path],
+    shard_folder: Path,
     test: TestSet,
     settings: Evaluation,
     output: Path,
@@ -74,7 +75,7 @@ def evaluate_run(
         record = students.record
         check_teacher(record, network, snapshots)
         if test.dataset == "none":
-            shard_set = ShardSet(shards, network.sha256)
+            shard_set = ShardSet([shard_folder / path for path in shards], network.sha256)
             images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
         else:
             images = _test_images(network, test)

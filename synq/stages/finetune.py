@@ -29,6 +29,7 @@ def finetune_student(
     *,
     teacher: Path,
     shards: Sequence[Path],
+    shard_folder: Path,
     bits: str,
     method: str,
     image_set: str,
@@ -61,7 +62,12 @@ def finetune_student(
         "finetune": dataclasses.asdict(settings),
         "versions": versions(),
     }
-    shard_set = ShardSet(shards, network.sha256, network.classes, network.image_shape)
+    shard_set = ShardSet(
+        [shard_folder / path for path in shards],
+        network.sha256,
+        network.classes,
+        network.image_shape,
+    )
     record["images"] = len(shard_set)
     record["shard_checksums"] = shard_set.checksums
     with joined(settings.processes, target) as team:
