@@ -33,10 +33,8 @@ class _ChannelMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        count = x.numel() // x.shape[1]
         mean = x.mean((0, 2, 3))
-        centred = x - mean[:, None, None]
-        variance = torch.linalg.vector_norm(centred, dim=(0, 2, 3)).square() / count
+        variance = (x - mean[:, None, None]).square_().mean((0, 2, 3))
         ctx.save_for_backward(x, mean)
         return mean, variance
 

@@ -53,7 +53,9 @@ class Team:
         """Give every process the leader's parameters and buffers."""
         if self.size > 1:
             for tensor in model.state_dict().values():
-                distributed.broadcast(tensor, 0)
+                dense = tensor.contiguous()  # no other layout can be sent
+                distributed.broadcast(dense, 0)
+                tensor.copy_(dense)
 
     def wait(self) -> None:
         """Go on when all processes have come this far."""

@@ -581,3 +581,22 @@ def test_every_rule_says_what_it_does_and_needs() -> None:
         assert resources, name
         assert {"mem_mb", "runtime"} <= set(re.findall(r"(\w+)=", resources[1])), name
         assert name != "finetune" or "gpu=processes" in resources[1]
+
+
+def test_a_command_with_a_thousand_shards_is_one_that_a_system_takes(workflow: Workflow) -> None:
+    """Linux takes 128 KiB for one argument, and a shell command is one."""
+    overlay = (
+        "grid: {models: [big], methods: [synq]}\n"
+        "models:\n"
+        "  big:\n"
+        "    source: pytorchcv\n"
+        "    architecture: resnet18\n"
+        "    test: {dataset: none}\n"
+        "    synthesis: {classes_per_shard: 1}\n"
+    )
+    results = "results/" + "x" * 140
+    text = workflow.plan("-p", "--config", f"results={results}", overlay=overlay)
+    assert jobs(text)["synthesize"] == 1000
+    commands = [line for line in text.splitlines() if "Shell command: " in line]
+    assert f"--shard-folder {results}/synthetic/big/hard/seed0 --shards class-0000.h5" in text
+    assert max(map(len, commands)) < 100_000
