@@ -89,6 +89,18 @@ def test_where_all_are_taken_the_least_taken_is_shared_and_a_line_says_so(machin
     ]
 
 
+def test_a_team_of_processes_never_shares_while_there_is_another_device(machine):
+    other = [machine.take(1)[0], machine.take(1)[0]]
+    assert other == [1, 1]
+    team = [
+        machine.take(0, 1, TORCHELASTIC_RUN_ID="one", LOCAL_RANK=str(rank)) for rank in range(2)
+    ]
+    assert [device for device, _ in team] == [0, 1]
+    # Another team, and a process of none, go by the number of processes.
+    assert machine.take(0, 1, TORCHELASTIC_RUN_ID="two")[0] == 0
+    assert machine.take(0, 1)[0] == 0
+
+
 def test_a_device_that_was_named_is_taken_and_others_avoid_it(machine):
     assert machine.take(0)[0] == 0
     assert machine.take(0)[0] == 0
@@ -100,6 +112,8 @@ def test_the_choice_of_a_scheduler_is_left_alone(machine, name):
     taken = [machine.take(0, 1, **{name: "1"}) for _ in range(2)]
     assert [device for device, _ in taken] == [0, 0]
     assert said(taken[1][1]) == ""
+    # It gave them all to one team, whose processes go by their rank.
+    assert machine.take(0, 1, **{name: "0,1", "LOCAL_RANK": "1"})[0] == 1
     assert list(machine.folder.iterdir()) == []
 
 
