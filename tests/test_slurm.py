@@ -98,7 +98,7 @@ def records() -> list[Job]:
 
 def of_rule(found: list[Job], rule: str) -> list[Job]:
     """The jobs of a rule or of a group, in the order of their submission."""
-    name = re.compile(rf"(rule|group)_{rule}(_wildcards_|$)")
+    name = re.compile(rf"(rule|group)_{rule}(_|$)")
     chosen = [job for job in found if name.match(job["Comment"])]
     return sorted(chosen, key=lambda job: int(job["JobId"]))
 
