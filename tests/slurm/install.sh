@@ -18,6 +18,7 @@ installed() {
 if [ -e /etc/slurm/slurm.conf ] || [ -L /etc/slurm/slurm.conf ]; then
   impossible "/etc/slurm/slurm.conf is there: this machine has a Slurm already"
 fi
+[ -e /dev/tty1 ] && [ -e /dev/tty2 ] || impossible "there is no /dev/tty1 and 2 to pass for GPUs"
 installed && exit 0
 command -v apt-get >/dev/null || impossible "Slurm is not installed, and there is no apt"
 # The packages' own services must not start: they know nothing of the test's configuration.
