@@ -1,4 +1,5 @@
-# Accuracy on the real test images, which no earlier stage has seen.
+# Accuracy on the real test images, which no earlier stage has seen. Runs where snakemake runs, beside
+# the test set; a profile that puts these rules into groups sends them to the cluster's nodes.
 
 
 rule evaluate_teacher:
@@ -10,6 +11,7 @@ rule evaluate_teacher:
         f"{LOGS}/evaluate_teacher/{{model}}.log",
     benchmark:
         f"{BENCHMARKS}/evaluate_teacher/{{model}}.tsv"
+    localrule: True
     conda:
         ENVIRONMENT
     threads: 1
@@ -40,6 +42,7 @@ rule evaluate:
         f"{LOGS}/evaluate/{RUN}.log",
     benchmark:
         f"{BENCHMARKS}/evaluate/{RUN}.tsv"
+    localrule: True
     conda:
         ENVIRONMENT
     threads: 1

@@ -9,8 +9,10 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import requests
+import urllib3
 
 from synq.artifacts import atomic, file_sha256
 from synq.errors import ArtifactError
@@ -19,6 +21,8 @@ from synq.zoo import File
 
 ATTEMPTS = 4
 TIMEOUT = 30  # seconds without a byte
+WINDOW = 60  # seconds over which the speed is measured
+SLOWEST = 1000  # bytes a second; a server that sends less has as good as stopped
 BLOCK = 1 << 20
 
 
@@ -144,14 +148,35 @@ def _download(url: str, target: Path) -> None:
                 resumed = answer.status_code == 206
                 expected = int(answer.headers.get("Content-Length", 0))
                 with open(target, "ab" if resumed else "wb") as file:
-                    blocks = answer.iter_content(BLOCK)
-                    size = sum(
-                        file.write(block)
-                        for block in progress(blocks, "download", -(-expected // BLOCK) or None)
-                    )
+                    blocks = -(-expected // BLOCK) or None
+                    size = sum(progress(_written(answer, file), "download", blocks))
                 if expected and size < expected:
                     raise requests.ConnectionError(f"it ended after {size} of {expected} bytes")
                 return
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             why = (str(error) or repr(error)).splitlines()[0]
     raise ArtifactError(f"{url} could not be downloaded in {ATTEMPTS} attempts: {why}")
+
+
+def _written(answer: requests.Response, file: BinaryIO) -> Iterator[int]:
+    """Write what comes as soon as it comes; the number of bytes, about every ``BLOCK``.
+
+    ConnectionError where less than ``SLOWEST`` bytes a second come over ``WINDOW`` seconds: one
+    byte now and then keeps ``TIMEOUT`` from ever ending.
+    """
+    block = window = 0
+    start = time.monotonic()
+    # Not iter_content, which waits until it has a whole block.
+    while piece := answer.raw.read1(BLOCK, decode_content=True):
+        file.write(piece)
+        block += len(piece)
+        window += len(piece)
+        seconds = time.monotonic() - start
+        if seconds >= WINDOW:
+            if window < SLOWEST * seconds:
+                raise requests.ConnectionError(f"only {window} bytes came in {seconds:.0f} s")
+            start, window = time.monotonic(), 0
+        if block >= BLOCK:
+            yield block
+            block = 0
+    yield block

@@ -13,20 +13,30 @@ import torch
 from tqdm import tqdm
 
 import synq
+from synq.devices import take
 from synq.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` (a GPU where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:n``."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """``auto`` (a GPU where there is one, else the CPU), ``cpu``, ``cuda`` (a GPU) or ``cuda:n``.
+
+    Of several GPUs it is one that no other process has, if there is one; see ``synq.devices``.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device("cuda" if name == "auto" else name)
     except RuntimeError:
         raise ConfigError(f"device is {name!r}; write auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        if name == "auto":
+            return torch.device("cpu")
         raise ConfigError(f"device is {name!r}, but torch sees no GPU here; write auto or cpu")
-    return device
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ConfigError(f"device is {name!r}, but torch sees {count} here; the first is cuda:0")
+    devices = tuple(range(count)) if device.index is None else (device.index,)
+    return torch.device("cuda", take(devices)[0])
 
 
 def prepare(device: str, threads: int) -> torch.device:

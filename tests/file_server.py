@@ -1,4 +1,4 @@
-"""A local HTTP server whose first folder says how well it serves: /good, /cut, /slow, /wrong..."""
+"""A local HTTP server whose first folder says how well it serves: /good, /cut, /trickle..."""
 
 import contextlib
 import http.server
@@ -40,6 +40,12 @@ class Server:
             handler.wfile.flush()
             self.stuck.set()
             self.end.wait(60)
+        elif manner == "trickle":
+            handler.wfile.write(body[:third])
+            for place in range(third, len(body)):
+                handler.wfile.write(body[place : place + 1])
+                if self.end.wait(0.02):
+                    break
         elif manner == "always-cut" or (manner == "cut" and len(self.requests) < 3):
             handler.wfile.write(body[:third])
         else:

@@ -14,7 +14,7 @@ LAYERS = [
     {"settings", "zoo"},
     {"config"},
     {"plan"},
-    {"activations", "arrays"},
+    {"activations", "arrays", "devices"},
     {"attention"},
     {"artifacts", "augment", "datasets", "disk", "evaluation", "hooks", "losses"}
     | {"lowpass", "models", "parallel", "quantization", "runtime", "tables", "tracing"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"__main__"},
 ]
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
-LIGHT = ["errors", "published", "source", "settings", "zoo", "config", "plan", "cli"]
+LIGHT = ["devices", "errors", "published", "source", "settings", "zoo", "config", "plan", "cli"]
 
 
 def modules():

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -218,3 +219,19 @@ def test_a_user_error_is_told_and_a_bug_keeps_its_traceback(capsys, monkeypatch,
     else:
         with pytest.raises(RuntimeError, match="a bug"):
             cli.main(arguments)
+
+
+def test_inputs_that_are_newer_than_the_clock_get_the_present_time(tmp_path, monkeypatch, capsys):
+    now = time.time()
+    ages = {"ahead.json": -3600, "before.json": 3600, "benchmarks": -3600}
+    for name, age in ages.items():
+        (tmp_path / name).touch() if name.endswith(".json") else (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (now - age, now - age))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tables, "write_accuracy", lambda **_: None)
+    arguments = ["--metrics", "ahead.json", "before.json", "none", "--benchmarks", "benchmarks"]
+    assert cli.main(["tables", *arguments, "--output", "table"]) == 0
+    assert now - 1 <= os.path.getmtime("ahead.json") <= time.time()
+    assert os.path.getmtime("before.json") == pytest.approx(now - 3600)
+    assert os.path.getmtime("benchmarks") == pytest.approx(now + 3600)  # no file that a rule names
+    assert capsys.readouterr().err == "ahead.json was newer than the clock\n"

@@ -4,7 +4,9 @@ import hashlib
 import io
 import multiprocessing
 import os
+import re
 import signal
+import time
 import zipfile
 
 import pytest
@@ -129,6 +131,26 @@ def test_what_a_broken_download_left_is_gone_on_with(tmp_path, server):
     size = (tmp_path / part).stat().st_size
     assert download.stored(file(server, "good", suffix=".zip"), tmp_path).read_bytes() == CONTENT
     assert server.requests[-1][1] == f"bytes={size}-"
+
+
+def test_a_download_that_trickles_is_given_up_and_gone_on_with(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(download, "WINDOW", 0.5)
+    start = time.monotonic()
+    text = refusal(file(server, "trickle", suffix=".zip"), tmp_path)
+    assert re.search(r"in 4 attempts: only \d+ bytes came in \d s; download it elsewhere", text)
+    assert time.monotonic() - start < download.TIMEOUT
+    # Each attempt went on where the last one was given up, and lost nothing of what had come.
+    starts = [int((asked or "bytes=0-")[6:-1]) for _, asked in server.requests]
+    assert len(starts) == download.ATTEMPTS
+    assert starts == sorted(set(starts))
+    assert starts[1] > len(server.files[ARCHIVE]) // 3
+    assert download.stored(file(server, "good", suffix=".zip"), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_slow_download_that_moves_is_waited_for(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(download, "WINDOW", 0.1)
+    assert download.stored(file(server, "slow"), tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 1
 
 
 def test_a_part_that_is_too_long_is_thrown_away(tmp_path, server):

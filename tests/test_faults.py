@@ -7,9 +7,11 @@ the same bytes as a run that nobody disturbed.
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from workflow import (
     RESULTS,
     SYNQ,
     TEACHER,
+    ZEROQ,
     Workflow,
     jobs,
     wait,
@@ -218,6 +221,25 @@ def test_a_read_only_results_folder_is_told(workflow: Workflow, tmp_path: Path) 
             subprocess.run(["umount", str(folder)], check=True)
     assert code == 2
     assert line.startswith(f"synq: error: {folder}/a/b.h5 cannot be written: ")
+
+
+def test_a_clock_that_was_set_back_costs_nothing(workflow: Workflow) -> None:
+    # The inputs of what is still to do are from a time when the clock was an hour ahead.
+    later = time.time() + 3600
+    inputs = [TEACHER, f"{RESULTS}/models/digits-resnet20/metrics.json", f"{ZEROQ}/metrics.json"]
+    inputs += [str(path.relative_to(workflow.root)) for path in (workflow.root / HARD).glob("*.h5")]
+    for path in inputs:
+        os.utime(workflow.root / path, (later, later))
+    names = ("student.safetensors", "snapshots.h5", "metrics.json")
+    whole = [workflow.bytes(f"{SYNQ}/{name}") for name in names]
+    shutil.rmtree(workflow.root / SYNQ)
+    ran = workflow.run()
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {"finetune": 1, "evaluate": 1, "accuracy": 1, "all": 1}
+    assert [workflow.bytes(f"{SYNQ}/{name}") for name in names] == whole
+    # What was made before is older than its inputs now. It is their content that counts.
+    assert max((workflow.root / path).stat().st_mtime for path in inputs) <= time.time()
+    assert jobs(workflow.plan()) == {}
 
 
 def finetuned(workflow: Workflow) -> tuple[int, str]:

@@ -313,6 +313,9 @@ def forgeries(draw, groups, names):
         if kind == "attribute":
             file.attrs[attribute] = text
             return
+        if not isinstance(inner, h5py.Group):
+            # An earlier change made an array of it, whose every value a question for a name reads.
+            return
         if kind == "value":
             # Not of an absurd array: here it would take the memory that reading must not.
             if isinstance(inner.get(name), h5py.Dataset) and max(inner[name].shape, default=0) < 99:
@@ -370,7 +373,8 @@ def test_a_forged_shard_is_refused_or_good(shard, changes):
 
 @given(st.lists(forgeries(["/", "epoch-0000", "epoch-0001"], ["a", "b", "epoch-0000"]), max_size=3))
 def test_a_forged_file_of_students_is_refused_or_good(snapshots, changes):
-    with bounded(), Snapshots(forge(snapshots, changes)) as students:
+    path = forge(snapshots, changes)
+    with bounded(), Snapshots(path) as students:
         for epoch in students.epochs:
             students.student(epoch)
 

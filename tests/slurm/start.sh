@@ -5,22 +5,8 @@ set -euo pipefail
 folder=$(realpath -m "$1")
 host=$(hostname -s)
 
-if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
-  # The packages' own services must not start: they know nothing of this configuration.
-  if [ ! -e /usr/sbin/policy-rc.d ]; then
-    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-    chmod +x /usr/sbin/policy-rc.d
-    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-  fi
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq
-  apt-get install -qq -y --no-install-recommends slurmctld slurmd slurm-client munge
-fi
 # Jobs look for the configuration in /etc/slurm alone, whatever SLURM_CONF says.
-if [ -e /etc/slurm/slurm.conf ] || [ -L /etc/slurm/slurm.conf ]; then
-  echo "/etc/slurm/slurm.conf is there: this machine has a Slurm already" >&2
-  exit 1
-fi
+"$(dirname "$0")/install.sh"
 
 mkdir -p "$folder"/{state,spool,log,run}
 chmod 755 "$folder" "$folder/run"
@@ -50,13 +36,13 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=2
+JobAcctGatherFrequency=1
 JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
 ReturnToService=2
 SchedulerParameters=sched_interval=2,batch_sched_delay=1
 MinJobAge=3600
-KillWait=5
+KillWait=2
 GresTypes=gpu
 NodeName=$host NodeAddr=127.0.0.1 CPUs=8 RealMemory=32000 Gres=gpu:h200:2 State=UNKNOWN
 PartitionName=cpu Nodes=$host Default=YES MaxTime=1-00:00:00 State=UP
