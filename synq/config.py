@@ -333,7 +333,7 @@ class Finetune:
     cam_weight: float = setting(50.0, "lambda_cam: weight of the map alignment", minimum=0)
     feature_weight: float = setting(0.0, "lambda_fa: weight of the feature alignment", minimum=0)
     perturbation: float = setting(
-        0.01, "epsilon: step along the sign of the image gradient; 0: off", minimum=0
+        0.0, "epsilon: step along the sign of the image gradient (HAST: 0.01); 0: off", minimum=0
     )
     perturbation_weight: float = setting(1.0, "weight of the losses at x'", minimum=0)
     perturbed_features: bool = setting(True, "the feature alignment counts at x' too")

@@ -89,7 +89,7 @@ def read_teacher(path: Path, device: torch.device) -> Teacher:
         load_weights(model, tensors, str(path))
         return Teacher(
             # Channels last: a third less time a forward on a CPU (docs/experiments.md).
-            frozen(model).to(device, memory_format=torch.channels_last),
+            frozen(model).to(device=device, memory_format=torch.channels_last),  # type: ignore[call-overload]
             file_sha256(path),
             record["name"],
             record["classes"],

@@ -74,8 +74,8 @@ def moved(made, output):
 @pytest.mark.parametrize(
     ("more", "tolerance"),
     [
-        (["--bits", "w8a8", "--perturbation", "0"], 1e-3),
-        (["--bits", "w4a4"], 0.1),
+        (["--bits", "w8a8"], 1e-3),
+        (["--bits", "w4a4", "--perturbation", "0.01"], 0.1),
     ],
     ids=["smooth", "whole"],
 )

@@ -53,7 +53,7 @@ def finetuned(root, **changes):
         image_set="hard",
         seed=0,
         calibration=Calibration(),
-        settings=Finetune(epochs=1, holdout=0, cam="off", perturbation=0, **changes),
+        settings=Finetune(epochs=1, holdout=0, cam="off", **changes),
         output=root / RUN / "student.safetensors",
         snapshots=root / RUN / "snapshots.h5",
         **HERE,
