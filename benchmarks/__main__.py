@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from benchmarks import scale
 from benchmarks.subjects import Subject
 from benchmarks.timing import Ratio, ratios, seconds, summary
 from synq.config import Finetune
@@ -33,6 +34,7 @@ def per_forward(subject: Subject, repeats: int) -> tuple[dict[str, Ratio], float
         "fine-tuning step, all terms": subject.step(ALL_TERMS),
         "fine-tuning step, default": subject.step(Finetune()),
         "distillation alone": subject.step(Finetune(cam="off", hard_labels="none", ce_weight=0.0)),
+        "teacher's forward, channels last": subject.teacher_forward,
         "student's forward": subject.student_forward,
         "evaluation, per image": subject.evaluation(EVALUATED * subject.batch),
     }
@@ -127,9 +129,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the numbers to this file, too")
     parser.add_argument("--profile", choices=["synthesis", "finetune"])
+    parser.add_argument(
+        "--scale", action="store_true", help="ImageNet's size instead: storage, memory, planning"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)
+    if arguments.scale:
+        result = {"storage": scale.storage(5120), "planning": [scale.planning(n) for n in (50, 1)]}
+        for part in (result["storage"], *result["planning"]):
+            print(tabulate(part.items(), ["what", "measured"], tablefmt="github"), end="\n\n")
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        return
     if arguments.profile:
         subject = Subject(arguments.architecture, arguments.size, arguments.batch[0], device)
         print(profile(subject, arguments.profile))

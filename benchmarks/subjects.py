@@ -44,7 +44,10 @@ class Subject:
                 if isinstance(layer, nn.BatchNorm2d):
                     layer.momentum = 1.0
             model.train()(self.images)
-        self.teacher = frozen(model).to(self.device)
+        # The unit is the network as torch makes it; the stages' networks are channels last.
+        self.plain = frozen(model).to(self.device)
+        self.teacher: nn.Module = copy.deepcopy(self.plain)
+        self.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images = self.images.to(self.device)
         self.labels = torch.arange(self.batch, device=self.device) % self.classes
         self.student = quantize(copy.deepcopy(self.teacher), *self.bits).eval()
@@ -52,6 +55,10 @@ class Subject:
 
     def forward(self) -> Tensor:
         """The unit, F."""
+        with torch.inference_mode():
+            return self.plain(self.images)
+
+    def teacher_forward(self) -> Tensor:
         with torch.inference_mode():
             return self.teacher(self.images)
 
