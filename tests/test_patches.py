@@ -214,7 +214,7 @@ def test_a_transformer_is_synthesized_from_calibrated_and_fine_tuned(make):
     for _ in range(2):
         student = Teacher(model, "", "small", CLASSES, SHAPE, [], []).student((4, 4))
         batches = (batch for batch, _ in images.batches([images.train]))
-            calibrate(student, batches, Calibration())
+        calibrate(student, batches, Calibration())
         *_, last = finetune(model, student, images, training, 0, Progress())
         histories.append([entry["held_out"] for entry in last.history])
     assert histories[0] == histories[1]
