@@ -114,3 +114,23 @@ def test_feature_alignment_ignores_the_scale_of_features():
     scaled = [3 * features[0]]
     assert float(losses.feature_alignment(features, scaled)) == pytest.approx(0, abs=1e-12)
     assert float(losses.feature_alignment(features, [torch.rand(2, 5, 4, 4)])) > 1e-4
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_energies_and_statistics_have_torchs_gradient_in_the_format_of_the_features(layout):
+    x = torch.randn(4, 3, 5, 6, dtype=torch.float64).to(memory_format=layout)
+    weights = torch.randn(4, 3, dtype=torch.float64)
+
+    def gradients(energy):
+        features = x.clone().requires_grad_()
+        (energy(features) * weights).sum().backward()
+        return features.grad
+
+    ours = gradients(losses.channel_energy)
+    plain = gradients(lambda f: torch.nn.functional.normalize(f.square().mean((2, 3)), dim=1))
+    torch.testing.assert_close(ours, plain)
+    assert ours.is_contiguous(memory_format=layout)
+    features = x.clone().requires_grad_()
+    statistics = losses.batch_statistics([features])
+    (statistics.means[0].sum() + statistics.variances[0].sum()).backward()
+    assert features.grad.is_contiguous(memory_format=layout)
