@@ -328,3 +328,21 @@ def test_batches_are_read_in_order_and_shared_without_a_change():
         assert torch.equal(torch.cat([part for _, part in both]), labels)
         together = torch.cat([part for part, _ in both])
         torch.testing.assert_close(together, pixels, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_the_gradient_of_a_batch_is_the_mean_of_its_parts(parts):
+    """What several processes rely on; quantization is per tensor, but its ranges are constants."""
+
+    def gradient(count):
+        network, total = student(REFERENCE, 3), 0
+        with Objective(teacher(), network, RELEASED, SHAPE) as whole:
+            for rows in torch.arange(16).chunk(count):
+                network.zero_grad(set_to_none=True)
+                whole.backward(REFERENCE["images"][rows], REFERENCE["labels"][rows])
+                own = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+                total = total + own * (len(rows) / 16)
+        return total
+
+    one, other = gradient(1), gradient(parts)
+    assert float((one - other).norm()) < 1e-4 * float(one.norm())
