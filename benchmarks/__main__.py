@@ -136,8 +136,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)
     if arguments.scale:
-        result = {"storage": scale.storage(5120), "planning": [scale.planning(n) for n in (50, 1)]}
-        for part in (result["storage"], *result["planning"]):
+        # The smaller first: the most memory of a child is that of all children so far.
+        planned = [scale.planning(number) for number in (50, 1)]
+        result = {"planning": planned, "storage": scale.storage(5120)}
+        for part in (*planned, result["storage"]):
             print(tabulate(part.items(), ["what", "measured"], tablefmt="github"), end="\n\n")
         if arguments.json:
             arguments.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

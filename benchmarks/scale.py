@@ -23,6 +23,7 @@ import resource, sys, time
 from pathlib import Path
 import torch
 from synq.batches import Images
+from synq.config import Finetune
 from synq.runtime import generator_for
 from synq.shards import ShardSet
 

@@ -28,7 +28,7 @@ def write_shard(
 ) -> None:
     """Write ``[N, C, H, W]`` images, ``[N]`` labels and ``[N]`` teacher confidences.
 
-    Images are rounded to float16, a tenth of a step of an 8-bit image. The same content gives the
+    Images are rounded to float16, by under a tenth of a step of an 8-bit image. The same content gives the
     same bytes. ``record`` values are numbers, texts, lists of numbers, or mappings, which are
     stored as JSON.
     """
