@@ -28,9 +28,9 @@ def write_shard(
 ) -> None:
     """Write ``[N, C, H, W]`` images, ``[N]`` labels and ``[N]`` teacher confidences.
 
-    Images are rounded to float16, by under a tenth of a step of an 8-bit image. The same content gives the
-    same bytes. ``record`` values are numbers, texts, lists of numbers, or mappings, which are
-    stored as JSON.
+    Images are rounded to float16, by under a tenth of a step of an 8-bit image. The same content
+    gives the same bytes. ``record`` values are numbers, texts, lists of numbers, or mappings, which
+    are stored as JSON.
     """
     arrays = {"images": images, "labels": labels, "confidence": confidence}
     with written(path, "shard") as file:
