@@ -121,6 +121,7 @@ class InMemory:
 
     def __init__(self, subject: Subject) -> None:
         self.pool, self.labels = subject.images.cpu(), subject.labels.cpu()
+        self.image_shape = subject.shape
 
     def images(self, indices: Tensor) -> Tensor:
         return self.pool[indices]

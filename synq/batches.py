@@ -9,7 +9,7 @@ from torch import Tensor
 from synq.augment import cropped, random_crops
 from synq.config import Finetune
 from synq.lowpass import blur_transfer, lowpass
-from synq.parallel import Team
+from synq.parallel import ALONE, Team
 from synq.shards import ShardSet, split
 
 
@@ -19,15 +19,15 @@ class Images:
     def __init__(self, shards: ShardSet, settings: Finetune, device: torch.device) -> None:
         self.shards, self.settings, self.device = shards, settings, device
         self.train, self.held_out = split(shards.labels, settings.holdout)
-        channels, height, width = shards.images(torch.tensor([0]))[0].shape
-        self.shape = (channels, height, width)
+        self.shape = shards.image_shape
+        _, height, width = self.shape
         self.transfer = blur_transfer(height, width, settings.lowpass_sigma).to(device)
 
     def batches(
         self,
         indices: Sequence[Tensor],
         generator: torch.Generator | None = None,
-        team: Team = Team(),  # noqa: B008
+        team: Team = ALONE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels on the device for each of ``indices``; augmented with a generator.
 
@@ -35,17 +35,18 @@ class Images:
         alone, and the same images, augmented in the same way, as if it had the whole.
         """
         own = [batch[team.share(len(batch))] for batch in indices]
-        # One thread: the HDF5 library reads one file at a time anyway.
+        # One thread and one batch ahead: a disk is as fast as that, and memory stays flat.
         with ThreadPoolExecutor(1, "reader") as reader:
             coming = [reader.submit(self._read, rows) for rows in own[:1]]
             for number, rows in enumerate(own):
                 images = coming.pop().result()
                 if number + 1 < len(own):
                     coming.append(reader.submit(self._read, own[number + 1]))
-                crops = self._crops(len(indices[number]), generator)
-                share = team.share(len(indices[number]))
+                count = len(indices[number])
+                crops = self._crops(count, generator)
+                images = images.to(self.device, non_blocking=True)
                 yield (
-                    self._seen(images.to(self.device, non_blocking=True), crops, share),
+                    self._seen(images, crops, team.share(count)),
                     self.shards.labels[rows].to(self.device),
                 )
 

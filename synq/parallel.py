@@ -63,6 +63,9 @@ class Team:
             distributed.barrier()
 
 
+ALONE = Team()
+
+
 @contextlib.contextmanager
 def joined(processes: int, device: torch.device) -> Iterator[Team]:
     """The team of ``processes``; ConfigError where torchrun started another number of them."""
@@ -73,7 +76,7 @@ def joined(processes: int, device: torch.device) -> Iterator[Team]:
             f"torchrun --nproc-per-node {processes} -m synq finetune ..."
         )
     if processes == 1:
-        yield Team()
+        yield ALONE
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

@@ -73,14 +73,15 @@ class ShardSet:
         self.checksums: list[str] = []
         self._places: list[Place] = []
         labels: list[Tensor] = []
-        shapes: dict[tuple[int, ...], Path] = {}
+        shapes: dict[tuple[int, int, int], Path] = {}
         for path in paths:
             with open_shard(path, teacher_sha256, classes, image_shape) as file:
                 self.checksums.append(file.attrs["checksum"])
                 offset = file["images"].id.get_offset()
                 self._places.append(Place(path, offset, sum(map(len, labels))))
                 labels.append(torch.from_numpy(file["labels"][:]))
-                shapes.setdefault(file["images"].shape[1:], path)
+                _, channels, height, width = file["images"].shape
+                shapes.setdefault((channels, height, width), path)
         if len(shapes) > 1:
             one, other, *_ = shapes.items()
             raise ArtifactError(f"{one[1]} has images of {one[0]}, {other[1]} of {other[0]}")

@@ -16,12 +16,11 @@ from synq.batches import Images
 from synq.config import Finetune
 from synq.errors import DivergenceError
 from synq.objective import Objective, Terms
-from synq.parallel import Team
+from synq.parallel import ALONE, Team
 from synq.runtime import autocast, generator_for, progress
 
 # Looking at a loss makes a GPU wait. A loss that is not finite stays so in the epoch's sum.
 STEPS_UNSEEN = 20
-ALONE = Team()
 
 
 class Part(NamedTuple):
@@ -186,21 +185,19 @@ class Epochs:
 
         The sum of each loss over the whole batch.
         """
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(len(Terms._fields) + 1, device=images.device)
         if len(images):
             terms = self.objective.backward(images, labels)
             sums = torch.stack([*terms, self.objective.total(terms)]) * len(images)
+        else:
+            sums = torch.zeros(len(Terms._fields) + 1, device=images.device)
         if self.team.size > 1:
-            for parameter in parameters:
+            gradients = []
+            for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+                if parameter.grad is None:  # no image of this batch was the process's own
+                    parameter.grad = torch.zeros_like(parameter)
                 # The losses are means over the images.
-                gradient = parameter.grad
-                parameter.grad = (
-                    torch.zeros_like(parameter)
-                    if gradient is None
-                    else gradient * (len(images) / count)
-                )
-            self.team.add([sums, *(p.grad for p in parameters if p.grad is not None)])
+                gradients.append(parameter.grad.mul_(len(images) / count))
+            self.team.add([sums, *gradients])
         self.optimizer.step()
         return sums

@@ -195,6 +195,7 @@ class InMemory:
 
     def __init__(self, images, labels):
         self.stored, self.labels = images, labels
+        self.image_shape = tuple(images.shape[1:])
 
     def images(self, indices):
         return self.stored[indices]

@@ -194,6 +194,7 @@ class Shards:
     """The reference batch, twice, in the place of a shard set."""
 
     labels = REFERENCE["labels"].repeat(2)
+    image_shape = SHAPE
 
     def images(self, indices):
         return REFERENCE["images"].repeat(2, 1, 1, 1)[indices]
