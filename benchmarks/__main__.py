@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from benchmarks import scale
 from benchmarks.subjects import Subject
 from benchmarks.timing import Ratio, ratios, seconds, summary
 from synq.config import Finetune
+from synq.errors import ConfigError
 from synq.runtime import resolve_device, versions
 
 ALL_TERMS = Finetune(feature_weight=1000.0, perturbation=0.01)
 ITERATIONS = 4
 EVALUATED = 4  # batches
+DRIFT_ROUNDS = 300
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,6 +34,7 @@ def per_forward(subject: Subject, repeats: int) -> tuple[dict[str, Ratio], float
     functions = {
         "start": subject.iterations(1),
         "iterations": subject.iterations(1 + ITERATIONS),
+        **compiled(subject),
         "fine-tuning step, all terms": subject.step(ALL_TERMS),
         "fine-tuning step, default": subject.step(Finetune()),
         "distillation alone": subject.step(Finetune(cam="off", hard_labels="none", ce_weight=0.0)),
@@ -48,16 +52,31 @@ def per_forward(subject: Subject, repeats: int) -> tuple[dict[str, Ratio], float
     return {"synthesis iteration": synthesis, **measured}, unit
 
 
+def compiled(subject: Subject) -> dict[str, Callable[[], object]]:
+    """The larger part of an iteration of the synthesis, by torch.compile and without."""
+    plain, faster = subject.prior("off"), subject.prior("default")
+    try:
+        print(f"compiled in {seconds(faster):.0f} s", file=sys.stderr)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return {}
+    return {"BatchNorm alignment's gradient": plain, "the same, compiled": faster}
+
+
 def drift(architecture: str, size: int, device: torch.device, steps: int) -> Ratio:
-    """Time of a step after ``steps`` of them, in units of the first ones."""
-    step = Subject(architecture, size, 2, device).step(ALL_TERMS)
-    step()
-    first = [seconds(step) for _ in range(50)]
-    for _ in range(steps - 50):
+    """Time of a step after ``steps`` of them, in units of one of the first."""
+    subject = Subject(architecture, size, 2, device)
+    step = subject.step(ALL_TERMS)
+
+    def in_forwards() -> Ratio:
+        # The machine is not as fast later as it is now, and then the forward is not either.
+        return ratios(subject.forward, {"step": step}, DRIFT_ROUNDS)[0]["step"]
+
+    first = in_forwards()
+    for _ in range(steps - DRIFT_ROUNDS):
         step()
-    later = [seconds(step) for _ in range(50)]
-    base = summary(first).median
-    return Ratio(summary(later).median / base, summary(later).spread / base)
+    later = in_forwards()
+    return Ratio(later.median / first.median, later.spread / first.median)
 
 
 def started(repeats: int) -> float:
@@ -165,7 +184,10 @@ def main() -> None:
         result["two jobs"] = two_jobs(Path(folder), "resnet20_cifar10", 32)
         result["shard"] = shard_bytes(Path(folder))
     others = [
-        [f"a step after {arguments.steps} steps, of a first one", f"{result['drift'].median:.2f}"],
+        [
+            f"a step after {arguments.steps} steps, of a first one",
+            f"{result['drift'].median:.2f} ({result['drift'].spread:.2f})",
+        ],
         ["start of a stage beyond torch's import", f"{result['start in seconds']:.2f} s"],
         [
             f"two shards by two jobs on {os.cpu_count()} cores, faster than by one",

@@ -1,79 +1,98 @@
-"""What ImageNet's size costs: shards on disk, memory of reading them, the workflow's own plan."""
+"""What ImageNet's size costs: shards, fine-tuning from them, and the workflow's own plan."""
 
+import os
 import resource
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.timing import seconds
+from synq.batches import Images
+from synq.config import Finetune, Model, Synthesis
+from synq.models import build
+from synq.networks import Teacher, read_teacher, shard_record, write_teacher
 from synq.runtime import generator_for
-from synq.shards import write_shard
+from synq.shards import ShardSet, write_shard
 
 ROOT = Path(__file__).parents[1]
-SHAPE = (3, 224, 224)
+SIDE = 224
 PER_SHARD = 256
-TEACHER = "0" * 64
-# One epoch of batches as fine-tuning reads them, and the most memory that this process ever had.
-READ = f"""
-import resource, sys, time
-from pathlib import Path
-import torch
-from synq.batches import Images
-from synq.config import Finetune
-from synq.runtime import generator_for
-from synq.shards import ShardSet
-
-torch.set_num_threads(1)
-shards = ShardSet([Path(name) for name in sys.argv[1:]], "{TEACHER}")
-images = Images(shards, Finetune(lowpass="off", crop_min=1.0, flip=0.0), torch.device("cpu"))
-order = images.train[torch.randperm(len(images.train), generator=generator_for(0))]
-start = time.perf_counter()
-for batch, _ in images.batches(order.split(64)):
-    pass
-print((time.perf_counter() - start) / len(order))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
-"""
+# The smallest network of that size: what fine-tuning needs for the images stands out.
+ARCHITECTURE = "mobilenet_wd4"
 CLASSES, SEEDS, WIDTHS = 1000, 5, ("w3a3", "w4a4", "w5a5", "w8a8")
 MODELS = ("resnet18", "resnet50", "mobilenet_w1", "mobilenetv2_w1")
 
 
 def storage(images: int) -> dict[str, Any]:
-    """Shards of ``images`` images: their bytes, and what it takes to write and to read them."""
-    generator = generator_for(0)
+    """Shards of ``images`` images of noise: their bytes, the time to write and to read them."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = []
-        written = 0.0
-        for number in range(images // PER_SHARD):
-            paths.append(Path(folder) / f"{number}.h5")
-            pixels = torch.randn(PER_SHARD, *SHAPE, generator=generator)
-            labels = torch.full((PER_SHARD,), number)
-            record = {"teacher_sha256": TEACHER, "classes": [number]}
-            confidence = torch.rand(PER_SHARD, generator=generator)
-            written += seconds(
-                lambda p=paths[-1], i=pixels, n=labels, c=confidence, r=record: write_shard(
-                    p, i, n, c, r
-                )
-            )
-        half, whole = (_reading(paths[: len(paths) // 2]), _reading(paths))
+        teacher = _teacher(Path(folder))
+        written = seconds(lambda: _shards(Path(folder), teacher, images))
+        paths = sorted(Path(folder).glob("*.h5"))
+        shards = ShardSet(paths, teacher.sha256)
+        seen = Images(shards, Finetune(lowpass="off"), torch.device("cpu"))
+        order = seen.train[torch.randperm(len(seen.train), generator=generator_for(0))]
+        read = seconds(lambda: deque(seen.batches(order.split(64)), maxlen=0))
+        half, whole = (
+            _fine_tuning(Path(folder), paths[:count]) for count in (len(paths) // 2, len(paths))
+        )
         return {
             "images": images,
             "file MB": sum(path.stat().st_size for path in paths) / 1e6,
-            "ms to write an image": 1000 * written / images,
-            "ms to read an image in random order": 1000 * whole[0],
-            "MB in memory, half of them": half[1],
-            "MB in memory, all": whole[1],
+            "ms to make and write an image": 1000 * written / images,
+            "ms to read an image in random order": 1000 * read / len(order),
+            f"MB in memory to fine-tune {ARCHITECTURE} with half of them": half,
+            f"MB in memory to fine-tune {ARCHITECTURE} with all": whole,
         }
 
 
-def _reading(paths: list[Path]) -> tuple[float, float]:
-    words = [sys.executable, "-c", READ, *map(str, paths)]
-    ran = subprocess.run(words, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE)
-    each, memory = map(float, ran.stdout.split())
-    return each, memory
+def _teacher(folder: Path) -> Teacher:
+    """A network with random weights, and the running statistics of noise."""
+    torch.manual_seed(0)
+    settings = Model(source="train", architecture=ARCHITECTURE, classes=CLASSES, image_size=SIDE)
+    model = build(ARCHITECTURE, CLASSES, 3, SIDE)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1.0
+        model.train()(torch.randn(16, 3, SIDE, SIDE))
+    path = folder / "teacher.safetensors"
+    half = [0.5] * 3
+    write_teacher(
+        path, model.state_dict(), settings, name="net", mean=half, std=half, origin="benchmark"
+    )
+    return read_teacher(path, torch.device("cpu"))
+
+
+def _shards(folder: Path, teacher: Teacher, images: int) -> None:
+    generator = generator_for(0)
+    for number in range(images // PER_SHARD):
+        pixels = torch.randn(PER_SHARD, 3, SIDE, SIDE, generator=generator)
+        labels = torch.full((PER_SHARD,), number)
+        confidence = torch.rand(PER_SHARD, generator=generator)
+        record = shard_record(teacher, [number], 0, Synthesis())
+        write_shard(folder / f"{number:03}.h5", pixels, labels, confidence, record)
+
+
+def _fine_tuning(folder: Path, shards: list[Path]) -> float:
+    """MB that the stage had in memory at most, in an epoch on these shards."""
+    words = [sys.executable, "-m", "synq", "finetune", "--bits", "w4a4", "--method", "synq"]
+    words += ["--teacher", str(folder / "teacher.safetensors"), "--shards", *map(str, shards)]
+    words += ["--image-set", "noise", "--seed", "0", "--epochs", "1", "--batch-size", "16"]
+    words += ["--output", str(folder / "student.safetensors")]
+    words += ["--snapshots", str(folder / "snapshots.h5"), "--device", "cpu"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words)
+    return used.ru_maxrss / 1000
 
 
 def planning(classes_per_shard: int) -> dict[str, Any]:

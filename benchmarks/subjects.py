@@ -18,7 +18,7 @@ from synq.objective import Objective
 from synq.parallel import Team
 from synq.quantization import quantize
 from synq.runtime import generator_for
-from synq.synthesis import synthesize
+from synq.synthesis import batchnorm_prior, synthesize
 from synq.training import STEPS_UNSEEN, Epochs
 
 
@@ -72,6 +72,13 @@ class Subject:
         return lambda: synthesize(
             self.teacher, self.labels.cpu(), self.shape, settings, generator_for(0)
         )
+
+    def prior(self, mode: str) -> Callable[[], object]:
+        """The BatchNorm alignment of the batch and its gradient, as the synthesis takes them."""
+        settings = Synthesis(synthesis_compile=mode)
+        prior = batchnorm_prior(self.teacher, self.shape, settings, None)
+        images = self.images.clone().requires_grad_()
+        return lambda: torch.autograd.grad(prior(images)[1], images)
 
     def step(self, settings: Finetune) -> "Step":
         return Step(self, settings)

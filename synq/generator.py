@@ -14,7 +14,6 @@ from torch.nn import functional
 from synq import losses
 from synq.config import Calibration
 from synq.errors import DivergenceError
-from synq.hooks import recorded
 from synq.runtime import progress
 from synq.statistician import Statistician
 
@@ -86,7 +85,7 @@ class GeneratorTraining:
         settings: Calibration,
         generator: torch.Generator,
     ) -> None:
-        self.teacher, self.classes, self.settings = teacher, classes, settings
+        self.classes, self.settings = classes, settings
         self.generator = generator
         self.device = next(teacher.parameters()).device
         self.statistician = Statistician(teacher, image_shape)
@@ -108,9 +107,7 @@ class GeneratorTraining:
         noise = torch.randn(count, LATENT, generator=self.generator).to(self.device)
         labels = torch.randint(self.classes, (count,), generator=self.generator).to(self.device)
         images = self.network(noise, labels)
-        with recorded(self.statistician.layers, inputs=True) as record:
-            logits = self.teacher(images)
-        statistics = self.statistician.batch(record)
+        logits, statistics = self.statistician(images)
         alignment = torch.stack(losses.bn_alignment(statistics, self.statistician.running)).sum()
         loss = functional.cross_entropy(logits, labels)
         loss = loss + self.settings.generator_bn_weight * alignment

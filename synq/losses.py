@@ -23,64 +23,36 @@ class Statistics(NamedTuple):
     variances: list[Tensor]
 
 
-class _ChannelMoments(torch.autograd.Function):
-    """Mean and biased variance over batch and space, with one pass over x in the backward.
-
-    d mean / dx = 1 / n and d var / dx = 2 (x - mean) / n, so that the gradient is x a + b with one
-    a and b a channel. Nothing is kept but x, which the BatchNorm layer behind keeps anyway; the
-    variance is taken in two passes, since mean(x^2) - mean^2 loses its digits to cancellation.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = x.mean((0, 2, 3))
-        variance = (x - mean[:, None, None]).square_().mean((0, 2, 3))
-        ctx.save_for_backward(x, mean)
-        return mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        x, mean = ctx.saved_tensors
-        of_mean, of_variance = gradients
-        count = x.numel() // x.shape[1]
-        factor = 2 * of_variance / count
-        offset = of_mean / count - factor * mean
-        return torch.addcmul(offset[:, None, None], x, factor[:, None, None])
-
-
-def batch_statistics(inputs: Sequence[Tensor]) -> Statistics:
-    """Mean and biased variance over batch and space of each ``[N, C_l, h, w]``."""
-    moments = [_ChannelMoments.apply(x) for x in inputs]
-    return Statistics([mean for mean, _ in moments], [variance for _, variance in moments])
-
-
 def bn_alignment(
     batch: Statistics, target: Statistics, layer_weights: Sequence[float] | None = None
 ) -> tuple[Tensor, Tensor]:
     """L_bn = (1/L) sum_l w_l [mse(mean_l) + mse(var_l)], its two parts (ZeroQ; paper, eq. 2)."""
     weights = layer_weights or [1.0] * len(target.means)
-    parts = [
-        torch.stack(
-            [
-                weight * functional.mse_loss(own, wanted)
-                for weight, own, wanted in zip(weights, owns, wanteds, strict=True)
-            ]
-        ).mean()
+    means, variances = (
+        _squares(owns, wanteds, weights) / len(weights)
         for owns, wanteds in zip(batch, target, strict=True)
-    ]
-    return parts[0], parts[1]
+    )
+    return means, variances
 
 
 def deep_alignment(
     batch: Statistics, target: Statistics, first_layer: int, divisor: float
 ) -> Tensor:
     """L_lbns = sum over layers l >= first of [mse(mean_l) + mse(var_l)] / divisor (TexQ)."""
-    terms = [
-        functional.mse_loss(own, wanted)
+    means, variances = (
+        _squares(owns[first_layer:], wanteds[first_layer:], [1.0] * len(owns[first_layer:]))
         for owns, wanteds in zip(batch, target, strict=True)
-        for own, wanted in zip(owns[first_layer:], wanteds[first_layer:], strict=True)
+    )
+    return (means + variances) / divisor
+
+
+def _squares(owns: Sequence[Tensor], wanteds: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """sum_l w_l mse(own_l, wanted_l), on all channels at once: a layer is too small for itself."""
+    shares = [
+        torch.full_like(wanted, weight / len(wanted))
+        for wanted, weight in zip(wanteds, weights, strict=True)
     ]
-    return torch.stack(terms).sum() / divisor
+    return (torch.cat(list(owns)) - torch.cat(list(wanteds))).square() @ torch.cat(shares)
 
 
 def difficulty(logits: Tensor, labels: Tensor) -> Tensor:

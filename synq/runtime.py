@@ -4,12 +4,13 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import h5py
 import numpy
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import synq
@@ -68,6 +69,31 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     Quantizers, losses, statistics and parameters stay in float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def compiled(network: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
+    """``network`` by torch.compile in one of its modes, or as it is (``off``).
+
+    Calling it raises ConfigError where torch cannot compile.
+    """
+    if mode == "off":
+        return network
+    faster = torch.compile(network, dynamic=False, mode=mode)
+
+    def forward(images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = faster(images)
+        except RuntimeError as error:
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"synthesis.synthesis_compile is {mode}, but torch cannot compile the network here "
+                f"({reason}); install a C++ compiler (for a GPU, Triton too), or write off"
+            ) from error
+        return logits
+
+    return forward
 
 
 def versions() -> dict[str, str]:

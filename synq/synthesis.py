@@ -42,11 +42,12 @@ def synthesize(
     generator: torch.Generator,
     centres: Statistics | None = None,
 ) -> Synthesized:
-    """One image for each label ``[N]``, all optimised together (paper, section 4.1).
+    """One image for each label ``[N]``, a batch of them optimised together (paper, section 4.1).
 
-    ``teacher`` is frozen; ``generator`` lives on the CPU. ``centres`` are the statistics of the
-    calibration centres, needed where ``deep_weight`` is positive. Raises DivergenceError when the
-    loss is not finite, ModelError where the teacher has not what ``prior`` reads.
+    Batches are of nearly equal size. ``teacher`` is frozen; ``generator`` lives on the CPU.
+    ``centres`` are the statistics of the calibration centres, needed where ``deep_weight`` is
+    positive. Raises DivergenceError when the loss is not finite, ModelError where the teacher has
+    not what ``prior`` reads.
     """
     if uses_patches(settings.prior, teacher):
         prior = patch_prior(teacher, image_shape, settings)
@@ -64,11 +65,16 @@ def synthesize(
             loss = loss + settings.target_weight * losses.target_loss(logits, labels, gamma)
         return loss
 
+    def batch_of(labels: Tensor) -> Synthesized:
+        images = _optimise(
+            loss_of, labels, image_shape, settings, settings.iterations, generator, device
+        )
+        return judged(teacher, images, labels)
+
     device = next(teacher.parameters()).device
-    images = _optimise(
-        loss_of, labels, image_shape, settings, settings.iterations, generator, device
-    )
-    return judged(teacher, images, labels)
+    count = -(-len(labels) // settings.synthesis_batch_size)
+    batches = [batch_of(part) for part in labels.tensor_split(count)]
+    return Synthesized(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 
 
 def batchnorm_prior(
@@ -78,21 +84,20 @@ def batchnorm_prior(
     centres: Statistics | None,
 ) -> Prior:
     """w_bn L_bn + w_deep L_lbns: the statistics of training, and those of the centres."""
-    reader = Statistician(teacher, image_shape)
+    reader = Statistician(teacher, image_shape, settings.synthesis_compile)
 
     def prior(images: Tensor) -> tuple[Tensor, Tensor]:
-        with recorded(reader.layers, inputs=True) as record:
-            logits = _logits(teacher, images, settings)
-        batch = reader.batch(record)
+        with autocast(images.device, settings.synthesis_precision):
+            logits, batch = reader(images)
         mean_term, variance_term = losses.bn_alignment(batch, reader.running)
         loss = settings.bn_weight * (mean_term + variance_term)
         if settings.deep_weight > 0 and centres is not None:
-            divisor: float = len(reader.layers) - reader.first_deep
+            divisor: float = reader.count - reader.first_deep
             if settings.deep_norm == "released":
-                divisor = len(reader.layers) * len(images)
+                divisor = reader.count * len(images)
             deep = losses.deep_alignment(batch, centres, reader.first_deep, divisor)
             loss = loss + settings.deep_weight * deep
-        return logits, loss
+        return logits.float(), loss
 
     return prior
 
@@ -104,18 +109,15 @@ def patch_prior(
     reader = PatchReader(teacher, image_shape)
 
     def prior(images: Tensor) -> tuple[Tensor, Tensor]:
-        with recorded(reader.layers) as record:
-            logits = _logits(teacher, images, settings)
+        with (
+            recorded(reader.layers) as record,
+            autocast(images.device, settings.synthesis_precision),
+        ):
+            logits = teacher(images).float()
         loss = settings.patch_weight * reader.loss(record, settings.patch_bandwidth)
         return logits, loss + settings.tv_weight * losses.total_variation(images)
 
     return prior
-
-
-def _logits(teacher: nn.Module, images: Tensor, settings: Synthesis) -> Tensor:
-    with autocast(images.device, settings.synthesis_precision):
-        logits: Tensor = teacher(images)
-    return logits.float()
 
 
 def calibration_centres(
@@ -130,13 +132,11 @@ def calibration_centres(
     1,500 iterations of L = 5 CE + (1/L) sum_l w_l [...], w_l = 0.2 in the shallow layers and 1.1 in
     the deep ones. The variance is the total one: within the images and between them.
     """
-    reader = Statistician(teacher, image_shape)
-    weights = [0.2 if i < reader.first_deep else 1.1 for i in range(len(reader.layers))]
+    reader = Statistician(teacher, image_shape, settings.synthesis_compile)
+    weights = [0.2 if i < reader.first_deep else 1.1 for i in range(reader.count)]
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
-        with recorded(reader.layers, inputs=True) as record:
-            logits = teacher(images)
-        batch = reader.batch(record)
+        logits, batch = reader(images)
         mean_term, variance_term = losses.bn_alignment(batch, reader.running, weights)
         return mean_term + variance_term + 5 * losses.target_loss(logits, labels, 0)
 
@@ -145,9 +145,9 @@ def calibration_centres(
     images = _optimise(
         loss_of, labels, image_shape, settings, settings.centre_iterations, generator, device
     )
-    with torch.no_grad(), recorded(reader.layers, inputs=True) as record:
-        teacher(images)
-    return reader.batch(record)
+    with torch.no_grad():
+        _, centres = reader(images)
+    return centres
 
 
 def judged(teacher: nn.Module, images: Tensor, labels: Tensor) -> Synthesized:
@@ -172,7 +172,7 @@ def _optimise(
     noise = torch.randn(len(labels), *image_shape, generator=generator)
     images = noise.to(device).requires_grad_()
     labels = labels.to(device)
-    optimizer = torch.optim.Adam([images], settings.pixel_learning_rate)
+    optimizer = torch.optim.Adam([images], settings.pixel_learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer,
         factor=0.1,

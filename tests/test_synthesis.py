@@ -1,12 +1,14 @@
+import shutil
+import sysconfig
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from reference_values import teacher
 
 from synq.config import Synthesis
-from synq.errors import DivergenceError, ModelError
-from synq.hooks import recorded
+from synq.errors import ConfigError, DivergenceError, ModelError
 from synq.losses import bn_alignment
 from synq.runtime import generator_for
 from synq.synthesis import Statistician, calibration_centres, synthesize
@@ -22,9 +24,9 @@ def made(settings=SHORT, seed=0, centres=None, labels=LABELS):
 
 def alignment(images):
     reader = Statistician(teacher(), SHAPE)
-    with torch.no_grad(), recorded(reader.layers, inputs=True) as record:
-        teacher()(images)
-    return float(sum(bn_alignment(reader.batch(record), reader.running)))
+    with torch.no_grad():
+        _, batch = reader(images)
+    return float(sum(bn_alignment(batch, reader.running)))
 
 
 def test_images_come_closer_to_the_statistics_and_the_labels():
@@ -107,3 +109,43 @@ def test_teacher_is_left_as_it_was():
     made()
     assert all(torch.equal(value, before[name]) for name, value in teacher().state_dict().items())
     assert not any(module._forward_hooks for module in teacher().modules())
+
+
+def test_batches_are_of_nearly_equal_size_and_in_the_order_of_the_labels():
+    labels = torch.arange(7) % 10
+    result = made(replace(SHORT, synthesis_batch_size=3), labels=labels)
+    assert torch.equal(result.labels, labels)
+    assert result.images.shape == (7, *SHAPE)
+    # Three batches of 3, 2 and 2 images draw their noise one after the other.
+    generator = generator_for(0)
+    parts = [
+        synthesize(teacher(), part, SHAPE, SHORT, generator) for part in labels.split([3, 2, 2])
+    ]
+    assert torch.equal(result.images, torch.cat([part.images for part in parts]))
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="torch.compile needs g++ and Python's headers",
+)
+def test_a_compiled_network_gives_the_same_statistics_and_gradient():
+    images = torch.randn(4, *SHAPE, generator=generator_for(0)).requires_grad_()
+    found = []
+    for mode in ("off", "default"):
+        reader = Statistician(teacher(), SHAPE, mode)
+        logits, batch = reader(images)
+        loss = sum(bn_alignment(batch, reader.running)) + logits.square().mean()
+        found.append((logits, *batch.means, *batch.variances, *torch.autograd.grad(loss, images)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert made(replace(SHORT, synthesis_compile="default")).confidence.shape == (4,)
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    with pytest.raises(ConfigError, match=r"no-such-compiler.*or write off") as caught:
+        made(replace(SHORT, synthesis_compile="default"))
+    assert "\n" not in str(caught.value)
+    torch.compiler.reset()

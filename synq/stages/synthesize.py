@@ -6,11 +6,10 @@ import torch
 
 from synq.anatomy import require_modules
 from synq.config import Synthesis
-from synq.losses import Statistics
-from synq.networks import Teacher, check_classes, read_teacher, shard_record
+from synq.networks import check_classes, read_teacher, shard_record
 from synq.runtime import generator_for, prepare
 from synq.shards import write_shard
-from synq.synthesis import Synthesized, calibration_centres, synthesize
+from synq.synthesis import calibration_centres, synthesize
 
 
 def synthesize_shard(
@@ -42,21 +41,5 @@ def synthesize_shard(
     # Neighbouring images are of different classes, so that each batch mixes the shard's classes.
     labels = torch.tensor(classes).repeat(settings.images_per_class)
     generator = generator_for(seed, "synthesis", *classes)
-    result = _in_batches(network, labels, settings, generator, centres)
+    result = synthesize(network.model, labels, network.image_shape, settings, generator, centres)
     write_shard(output, *result, shard_record(network, classes, seed, settings))
-
-
-def _in_batches(
-    network: Teacher,
-    labels: torch.Tensor,
-    settings: Synthesis,
-    generator: torch.Generator,
-    centres: Statistics | None,
-) -> Synthesized:
-    """Synthesize batches of nearly equal size, none above the limit."""
-    count = -(-len(labels) // settings.synthesis_batch_size)
-    parts = [
-        synthesize(network.model, part, network.image_shape, settings, generator, centres)
-        for part in labels.tensor_split(count)
-    ]
-    return Synthesized(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
