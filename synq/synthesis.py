@@ -172,7 +172,7 @@ def _optimise(
     noise = torch.randn(len(labels), *image_shape, generator=generator)
     images = noise.to(device).requires_grad_()
     labels = labels.to(device)
-    optimizer = torch.optim.Adam([images], settings.pixel_learning_rate, fused=True)
+    optimizer = torch.optim.Adam([images], settings.pixel_learning_rate)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer,
         factor=0.1,

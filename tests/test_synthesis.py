@@ -1,3 +1,4 @@
+import copy
 import shutil
 import sysconfig
 from dataclasses import replace
@@ -35,6 +36,13 @@ def test_images_come_closer_to_the_statistics_and_the_labels():
     assert result.images.shape == noise.shape
     assert alignment(result.images) < 0.5 * alignment(noise)
     assert result.confidence.min() > 0.9
+
+
+def test_a_teacher_with_its_channels_last_makes_images_as_good():
+    longer = replace(SHORT, iterations=60)
+    last = copy.deepcopy(teacher()).to(memory_format=torch.channels_last)
+    images = synthesize(last, LABELS, SHAPE, longer, generator_for(0)).images
+    assert alignment(images) == pytest.approx(alignment(made(longer).images), rel=0.1)
 
 
 def test_same_seed_same_images():
