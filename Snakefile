@@ -14,6 +14,7 @@ include: "rules/model.smk"
 include: "rules/synthesis.smk"
 include: "rules/finetune.smk"
 include: "rules/evaluate.smk"
+include: "rules/export.smk"
 include: "rules/tables.smk"
 
 
@@ -25,6 +26,7 @@ rule all:
             suffix=["md", "csv", "tex"],
         ),
         RUN_METRICS,
+        EXPORTS,
         # The files between the stages too: a job that a changed setting started and that was killed
         # has taken its old output with it, and nothing but this list misses it.
         INTERMEDIATE,

@@ -41,6 +41,10 @@ RUN = "{model}/{bits}/{method}/seed{seed}"
 SHARD = "{model}/{image_set}/seed{seed}/{shard}"
 ACCURACY = f"{RESULTS}/tables/accuracy.md"
 TABLES = ["accuracy", *(["ablation"] if PLAN.ablation.methods else [])]
+EXPORTED = [
+    run for run in RUNS if PLAN.settings("export", run["model"]).format != "none"
+]
+EXPORTS = [f"{RESULTS}/runs/{RUN.format(**run)}/export.json" for run in EXPORTED]
 RUN_METRICS = [f"{RESULTS}/runs/{RUN.format(**run)}/metrics.json" for run in RUNS]
 
 # Command-line flags of each job, by stage and wildcards: what a job's params look up, so that a
@@ -54,7 +58,7 @@ FLAGS = {
     },
     **{
         stage: {model: flags(PLAN.settings(stage, model)) for model in PLAN.models}
-        for stage in ("train", "evaluation", "test")
+        for stage in ("train", "evaluation", "export", "test")
     },
     "images": {
         model: {
@@ -110,10 +114,10 @@ def recipe(stage, model, method="", image_set="", **_):
         steps.append(FLAGS["factory"][model])
     if source == "train":
         steps.append(FLAGS["train"][model])
-    if stage in ("finetune", "evaluate"):
+    if stage in ("finetune", "evaluate", "export"):
         made_by = IMAGE_STAGES[PLAN.image_sets[image_set].stage]
         steps += [FLAGS["images"][model][image_set], code(made_by)]
-    if stage == "evaluate":
+    if stage in ("evaluate", "export"):
         steps += [FLAGS["finetune"][model][method], code("finetune")]
     return hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
 
@@ -126,8 +130,9 @@ def made_from(stage):
 def made_from_runs(wildcards):
     """The recipes of all runs, and what evaluates them."""
     recipes = [recipe("evaluate", **run) for run in RUNS]
-    evaluated = [FLAGS["test"], FLAGS["evaluation"], code("evaluate")]
-    return hashlib.sha256(repr([recipes, evaluated]).encode()).hexdigest()[:16]
+    last = [FLAGS[stage] for stage in ("test", "evaluation", "export")]
+    last += [code("evaluate"), code("export")]
+    return hashlib.sha256(repr([recipes, last]).encode()).hexdigest()[:16]
 
 
 def one_of(names):
@@ -215,10 +220,11 @@ def classes(wildcards):
 
 def table_is_current():
     """Whether the table was written after the metrics of every run of the grid."""
-    if not all(os.path.isfile(path) for path in [ACCURACY, *RUN_METRICS]):
+    made_from = [*RUN_METRICS, *EXPORTS]
+    if not all(os.path.isfile(path) for path in [ACCURACY, *made_from]):
         return False
     return all(
-        os.path.getmtime(path) <= os.path.getmtime(ACCURACY) for path in RUN_METRICS
+        os.path.getmtime(path) <= os.path.getmtime(ACCURACY) for path in made_from
     )
 
 
@@ -244,6 +250,10 @@ INTERMEDIATE = [
         f"{RESULTS}/runs/{{run}}/{{file}}",
         run=[RUN.format(**run) for run in RUNS],
         file=["student.safetensors", "snapshots.h5"],
+    ),
+    *expand(
+        f"{RESULTS}/runs/{{run}}/student.onnx",
+        run=[RUN.format(**run) for run in EXPORTED],
     ),
 ]
 

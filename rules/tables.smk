@@ -4,6 +4,7 @@
 rule accuracy:
     input:
         metrics=RUN_METRICS,
+        exports=EXPORTS,
     output:
         markdown=report(
             ACCURACY,
@@ -29,7 +30,8 @@ rule accuracy:
     message:
         "Writing the table of all runs to {output.markdown}."
     shell:
-        "python -m synq tables --metrics {input.metrics:q} --benchmarks {params.benchmarks:q}"
+        "python -m synq tables --metrics {input.metrics:q} --exports {input.exports:q}"
+        " --benchmarks {params.benchmarks:q}"
         " --output {output.markdown:q} 2>&1 | tee {log:q}"
 
 

@@ -58,6 +58,15 @@ _FOLDER = {
         metavar="DIR",
     )
 }
+_THREADS = {
+    "threads": _word(
+        "CPU threads; 0 leaves the choice to torch (default: 0)",
+        int,
+        required=False,
+        default=0,
+        metavar="N",
+    )
+}
 _METRICS = {"metrics": _path("the metrics.json of every run", nargs="+")}
 _TABLE = {"output": _path("the table to write; gets the three suffixes")}
 _NAME = {"name": _word("name of the model, for the record", metavar="NAME")}
@@ -156,11 +165,29 @@ COMMANDS = {
         },
         {"test": config.TestSet, "settings": config.Evaluation},
     ),
+    "export": Command(
+        "export.export_student",
+        "write a run's selected student as ONNX, and compare it with itself in ONNX Runtime",
+        {
+            **_TEACHER,
+            "student": _path("the student that finetune wrote"),
+            "shards": _path("the shards of the images to compare on", nargs="+"),
+            **_FOLDER,
+            "output": _path("the ONNX file to write"),
+            "record": _path("the JSON file to write, with what was found"),
+            **_THREADS,
+        },
+        {"settings": config.Export},
+        computes=False,
+    ),
     "tables": Command(
         "tables.write_accuracy",
         "write the accuracy of all runs as .csv, .md and .tex",
         {
             **_METRICS,
+            "exports": _path(
+                "the export.json of every run that has one", nargs="*", required=False, default=[]
+            ),
             "benchmarks": _path("folder of the stages' seconds", metavar="DIR"),
             **_TABLE,
         },
@@ -205,13 +232,7 @@ def parser() -> argparse.ArgumentParser:
             stage.add_argument(
                 "--device", default="auto", help="auto, cpu, cuda or cuda:n (default: auto)"
             )
-            stage.add_argument(
-                "--threads",
-                type=int,
-                default=0,
-                metavar="N",
-                help="CPU threads; 0 leaves the choice to torch (default: 0)",
-            )
+            stage.add_argument("--threads", **_THREADS["threads"])
     return top
 
 

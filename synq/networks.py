@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from synq.anatomy import require_modules
 from synq.artifacts import file_sha256, read_checkpoint, write_checkpoint
-from synq.config import Model, RealImages, Synthesis
+from synq.config import Model, RealImages, Synthesis, parse_bits
 from synq.errors import ArtifactError, ConfigError
 from synq.factories import construct
 from synq.models import frozen, load_weights
@@ -123,6 +123,15 @@ def _check_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, T
 def student_tensors(student: nn.Module) -> dict[str, Tensor]:
     """The student's state on the CPU, apart from the network."""
     return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+
+
+def read_student(path: Path, teacher: Teacher) -> tuple[nn.Module, dict[str, Any]]:
+    """The quantized network of a student's file, and the record of its run."""
+    tensors, record = read_checkpoint(path, "student")
+    check_teacher(record, teacher, path)
+    student = teacher.student(parse_bits(record.get("bits", "")))
+    load_weights(student, tensors, str(path))
+    return student, record
 
 
 def check_teacher(record: Mapping[str, Any], teacher: Teacher, path: Path) -> None:

@@ -14,6 +14,7 @@ from synq.config import (
     Ablation,
     Calibration,
     Evaluation,
+    Export,
     Finetune,
     Grid,
     Model,
@@ -33,6 +34,7 @@ STAGES = {
     "calibration": Calibration,
     "finetune": Finetune,
     "evaluation": Evaluation,
+    "export": Export,
     "test": TestSet,
 }
 METHOD_STAGES = ("calibration", "finetune")
@@ -179,7 +181,7 @@ def _check_ablation(ablation: Ablation, grid: Grid, methods: Mapping[str, Method
 def _check_layers(whole: Plan) -> None:
     """Layers that are each right can still be wrong together."""
     for model in whole.models:
-        for stage in ("train", "evaluation", "test"):
+        for stage in ("train", "evaluation", "export", "test"):
             whole.settings(stage, model)
         for image_set in whole.image_sets:
             whole.image_settings(model, image_set)

@@ -84,8 +84,12 @@ class QuantizedWeight(nn.Module):
     weight: Tensor
     bits: int
 
+    def rounded(self, weight: Tensor) -> Tensor:
+        """``weight``, whose first axis are the output channels, as its codes say."""
+        return fake_quantize(weight, *channel_ranges(weight), self.bits)
+
     def quantized_weight(self) -> Tensor:
-        return fake_quantize(self.weight, *channel_ranges(self.weight), self.bits)
+        return self.rounded(self.weight)
 
 
 class QuantConv2d(QuantizedWeight, nn.Conv2d):
@@ -136,7 +140,7 @@ class QuantConvTranspose2d(QuantizedWeight, nn.ConvTranspose2d):
 
     def quantized_weight(self) -> Tensor:
         weight = swap_channels(self.weight, self.groups)
-        return swap_channels(fake_quantize(weight, *channel_ranges(weight), self.bits), self.groups)
+        return swap_channels(self.rounded(weight), self.groups)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         stride, padding, dilation = self._geometry()
@@ -163,11 +167,14 @@ class QuantizedActivation(nn.Module):
     hi: Tensor
     observer: Callable[[Tensor], None] | None
 
+    def rounded(self, values: Tensor) -> Tensor:
+        return fake_quantize(values, self.lo, self.hi, self.bits)
+
     def forward(self, input: Tensor) -> Tensor:
         output = super().forward(input)
         if self.observer is not None:
             self.observer(output.detach())
-        return fake_quantize(output, self.lo, self.hi, self.bits)
+        return self.rounded(output)
 
 
 def _quantized(activation: type[nn.Module]) -> type[nn.Module]:

@@ -10,6 +10,7 @@ from synq.published import published
 
 KEYS = ["model", "bits", "method"]
 ACCURACIES = ["calibrated", "last", "selected", "best_on_test"]
+EXPORTED = ["onnx_bytes", "agreement"]
 DIFFERENCE = "difference"
 
 
@@ -17,8 +18,9 @@ def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
     """One row a model, width and method: top-1 in percent, mean and standard deviation over seeds.
 
     ``metrics`` are the contents of metrics.json, where a mapping ``seconds`` of stage to seconds
-    may be added. The standard deviation is the sample's, and missing for one seed. ``published``
-    is the papers' number for the same network, data, width and method, missing where there is none.
+    may be added, and the content of export.json as ``export``, of which the smallest agreement is
+    shown. The standard deviation is the sample's, and missing for one seed. ``published`` is the
+    papers' number for the same network, data, width and method, missing where there is none.
     """
     rows = [
         {
@@ -28,6 +30,7 @@ def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
             "full_precision": entry["teacher"]["top1"],
             "float_bytes": entry["teacher"]["weight_bytes"],
             **{name: entry[name]["top1"] for name in ACCURACIES},
+            **{name: (entry.get("export") or {}).get(name) for name in EXPORTED},
             **{f"{stage}_seconds": value for stage, value in entry.get("seconds", {}).items()},
         }
         for entry in metrics
@@ -42,6 +45,9 @@ def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
         table[f"{name}_std"] = groups[name].std()
     for name in ("published", "images", "weight_bytes", "float_bytes"):
         table[name] = groups[name].first().astype(frame[name].dtype)
+    for name in EXPORTED:
+        # None where there is no export; the worst of the seeds.
+        table[name] = groups[name].min().astype(float)
     table["remark"] = groups["remark"].agg(lambda own: "; ".join(filter(None, own.unique())))
     for name in seconds:
         table[name] = groups[name].mean()
@@ -90,6 +96,9 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
     shown["images"] = table["images"]
     shown["kB"] = (table["weight_bytes"] / 1000).map("{:.1f}".format)
     shown["float kB"] = (table["float_bytes"] / 1000).map("{:.1f}".format)
+    if table["onnx_bytes"].notna().any():
+        shown["onnx kB"] = (table["onnx_bytes"] / 1000).map("{:.1f}".format).replace("nan", "")
+        shown["onnx agrees"] = [_number(value) for value in table["agreement"]]
     for name in table.columns:
         if name.endswith("_seconds"):
             label = name.removesuffix("_seconds") + " s"

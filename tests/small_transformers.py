@@ -75,7 +75,7 @@ class Transformer(nn.Module):
 
     def forward(self, images):
         patches = self.patches(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1)
+        tokens = torch.cat([self.class_token.expand(images.shape[0], -1, -1), patches], 1)
         return self.head(self.norm(self.blocks(tokens + self.positions))[:, 0])
 
 

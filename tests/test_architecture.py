@@ -22,9 +22,9 @@ LAYERS = [
     {"anatomy", "calibration", "download", "factories", "patches", "saliency", "shards"}
     | {"snapshots", "statistician"},
     {"batches", "generator", "objective", "synthesis"},
-    {"networks", "training"},
+    {"exporting", "networks", "training"},
     {"inspection", "work"},
-    {"stages.collect", "stages.evaluate", "stages.fetch", "stages.finetune"}
+    {"stages.collect", "stages.evaluate", "stages.export", "stages.fetch", "stages.finetune"}
     | {"stages.inspect", "stages.synthesize", "stages.tables", "stages.train"}
     | {"stages.verify"},
     {"cli"},

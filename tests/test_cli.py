@@ -44,6 +44,7 @@ WRONG = {
     "finetune": " ".join(FINETUNE[1:]),
     "evaluate-teacher": "--teacher none --output o",
     "evaluate": "--teacher none --teacher-metrics m --snapshots s --output o",
+    "export": "--teacher none --student s --shards h --output o --record r",
     "tables": "--metrics none --benchmarks b --output o",
     "ablation": "--metrics none --full synq --output o",
     "verify": "none",

@@ -13,6 +13,7 @@ from synq.inspection import inspect_model
 from synq.models import build
 from synq.plan import plan
 from synq.stages.inspect import HEADERS, facts, rows, verdict
+from workflow import SYNQ
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -124,6 +125,17 @@ def test_the_inspection_shown_is_what_the_command_prints():
     assert int(left_out[1]) == len(lines) - len(cells)
     assert shown[1] == list(HEADERS)
     assert shown[-1] == [verdict(found)]
+
+
+def test_the_example_of_a_runtime_runs(finished):
+    (block,) = (block for block in BLOCKS if "onnxruntime" in block)
+    text = "\n".join(line[4:] for line in block.splitlines())
+    (path,) = re.findall(r'"(results/\S+\.onnx)"', text)
+    text = text.replace(path, str(finished.root / SYNQ / "student.onnx"))
+    names = {}
+    exec(text, names)
+    assert names["classes"].shape == (8,)
+    assert path.endswith(SYNQ.partition("runs/")[2] + "/student.onnx")
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

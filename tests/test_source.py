@@ -75,7 +75,7 @@ def test_comments_docstrings_and_formatting_leave_the_digest(package, where):
 
 def test_a_docstring_of_a_function_or_class_leaves_the_digest(package):
     before = source.digest("stages.synthesize")
-    edited(package / "statistician.py", '"""Reads the statistics', '"""Reads, rewritten,')
+    edited(package / "statistician.py", '"""A copy of a teacher that', '"""Rewritten')
     edited(package / "synthesis.py", '"""Adam on the pixels of', '"""Rewritten')
     assert source.digest("stages.synthesize") == before
 

@@ -35,6 +35,18 @@ def test_mean_and_sample_deviation_over_seeds():
     assert row["finetune_seconds"] == pytest.approx(10)
 
 
+def test_exports_are_shown_with_the_worst_agreement_of_the_seeds():
+    export = {"onnx_bytes": 227_700, "agreement": 100.0}
+    other = {"onnx_bytes": 227_700, "agreement": 99.375}
+    entries = [{**metrics(0, 90.0), "export": export}, {**metrics(1, 92.0), "export": other}]
+    # A model that is not exported, in the same table.
+    table = accuracy_table([*entries, metrics(0, 80.0, bits="w3a3")])
+    shown = readable(table)
+    assert shown["onnx kB"].tolist() == ["227.7", ""]
+    assert shown["onnx agrees"].tolist() == ["99.38", ""]
+    assert "onnx kB" not in readable(accuracy_table([metrics(0, 90.0)]))
+
+
 def test_rows_keep_the_order_of_the_grid_and_one_seed_has_no_deviation():
     table = accuracy_table([metrics(0, 90.0), metrics(0, 80.0, bits="w3a3")])
     assert table["bits"].tolist() == ["w4a4", "w3a3"]

@@ -10,11 +10,12 @@ import torch
 
 from synq import cli, config
 from synq.artifacts import read_checkpoint, write_checkpoint
-from synq.config import Calibration, Evaluation, Finetune, Model, Synthesis
+from synq.config import Calibration, Evaluation, Export, Finetune, Model, Synthesis
 from synq.hdf5 import seal
 from synq.models import build
 from synq.networks import write_teacher
 from synq.stages.evaluate import evaluate_run, evaluate_teacher
+from synq.stages.export import export_student
 from synq.stages.finetune import finetune_student
 from synq.stages.synthesize import synthesize_shard
 
@@ -22,7 +23,7 @@ TEACHER = "models/net/teacher.safetensors"
 SHARDS = [f"synthetic/net/hard/seed0/{name}.h5" for name in ("classes-0000-0004", "class-0005")]
 RUN = "runs/net/w4a4/synq/seed0"
 HERE = {"device": "cpu", "threads": 0}
-FILES = 7  # teacher, its metrics, two shards, student, snapshots, metrics
+FILES = 9  # teacher, its metrics, two shards, student, snapshots, metrics, export, ONNX
 
 
 def teacher(path, seed):
@@ -74,6 +75,19 @@ def evaluated(root):
     )
 
 
+def exported(root, **changes):
+    export_student(
+        teacher=root / TEACHER,
+        student=root / RUN / "student.safetensors",
+        shards=[root / path for path in SHARDS],
+        shard_folder=Path(),
+        settings=Export(**{"least_agreement": 0.0, **changes}),
+        output=root / RUN / "student.onnx",
+        record=root / RUN / "export.json",
+        threads=1,
+    )
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made") / "results"
@@ -82,6 +96,7 @@ def made(tmp_path_factory):
     shard(root, SHARDS[1], [5])
     finetuned(root)
     evaluated(root)
+    exported(root)
     return root
 
 
@@ -123,7 +138,11 @@ EVERY = [
     "models/net/metrics.json",
     *SHARDS,
     *(f"{RUN}/{name}" for name in ("student.safetensors", "snapshots.h5", "metrics.json")),
+    *(f"{RUN}/{name}" for name in ("export.json", "student.onnx")),
 ]
+OTHER_STUDENT = (
+    f"stale: results/{RUN}/export.json is of another student than student.safetensors beside it"
+)
 
 
 def only_of(path, findings):
@@ -167,7 +186,7 @@ def test_a_number_edited_by_hand_is_named(results, capsys):
 def test_all_that_another_teacher_made_is_stale(results, capsys):
     teacher(results / TEACHER, 1)
     findings = verified(capsys, 1)
-    assert len(findings) == FILES - 1
+    assert len(findings) == FILES - 2  # an ONNX file is compared with export.json beside it
     end = f"was made from another teacher than {TEACHER}"
     assert all(line.startswith("stale: ") and line.endswith(end) for line in findings)
 
@@ -175,7 +194,7 @@ def test_all_that_another_teacher_made_is_stale(results, capsys):
 def test_all_that_a_missing_teacher_made_is_stale(results, capsys):
     (results / TEACHER).unlink()
     findings = verified(capsys, 1)
-    assert len(findings) == FILES - 1
+    assert len(findings) == FILES - 2
     assert all("a teacher that is not" in line for line in findings)
 
 
@@ -201,7 +220,8 @@ def test_students_of_other_or_missing_shards_are_stale(results, capsys, gone):
 
 def test_metrics_of_other_students_are_stale(results, capsys):
     finetuned(results, learning_rate=1e-3)
-    (line,) = verified(capsys, 1)
+    line, export = verified(capsys, 1)
+    assert export == OTHER_STUDENT
     assert line == (
         f"stale: results/{RUN}/metrics.json measured other students than those in snapshots.h5 "
         "beside it"
@@ -213,8 +233,9 @@ def test_a_student_of_another_run_than_its_snapshots_is_stale(results, capsys):
     tensors, record = read_checkpoint(path, "student")
     record["finetune"]["learning_rate"] = 1.0
     write_checkpoint(path, "student", tensors, record)
-    (line,) = verified(capsys, 1)
+    line, export = verified(capsys, 1)
     assert line.endswith("and snapshots.h5 beside it are of two runs")
+    assert export == OTHER_STUDENT
 
 
 def test_files_in_the_place_of_others_are_stale(results, capsys):
@@ -223,7 +244,7 @@ def test_files_in_the_place_of_others_are_stale(results, capsys):
     findings = verified(capsys, 1)
     text = "\n".join(findings)
     assert "class-0006.h5 is of name 'class-0005', not 'class-0006'" in text
-    for name in ("student.safetensors", "snapshots.h5", "metrics.json"):
+    for name in ("student.safetensors", "snapshots.h5", "metrics.json", "export.json"):
         assert f"runs/net/w3a3/synq/seed1/{name} is of bits 'w4a4', not 'w3a3'" in text
         assert f"runs/net/w3a3/synq/seed1/{name} is of seed 'seed0', not 'seed1'" in text
 

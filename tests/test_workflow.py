@@ -124,19 +124,26 @@ def test_the_table_can_be_asked_for_by_its_name(workflow: Workflow) -> None:
 def test_a_learning_rate_of_a_model_remakes_its_students_alone(workflow: Workflow) -> None:
     overlay = "models: {digits-resnet20: {finetune: {learning_rate: 2.0e-6}}}"
     planned = jobs(workflow.plan(overlay=overlay))
-    assert planned == {"finetune": 2, "evaluate": 2, "accuracy": 1, "all": 1}
+    assert planned == {"finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
 
 
 def test_a_setting_of_an_image_set_remakes_that_set_and_its_users(workflow: Workflow) -> None:
     text = workflow.plan(overlay="image_sets: {hard: {target_weight: 3.0}}")
-    assert jobs(text) == {"synthesize": 2, "finetune": 1, "evaluate": 1, "accuracy": 1, "all": 1}
+    assert jobs(text) == {
+        "synthesize": 2,
+        "finetune": 1,
+        "evaluate": 1,
+        "export": 1,
+        "accuracy": 1,
+        "all": 1,
+    }
     assert shards(text) == {("hard", "classes-0000-0004"), ("hard", "classes-0005-0009")}
 
 
 def test_code_of_the_fine_tuning_remakes_students_and_no_images(workflow: Workflow) -> None:
     append(workflow.root / "synq/training.py", "\nCHANGED = True\n")
     planned = jobs(workflow.plan())
-    assert planned == {"finetune": 2, "evaluate": 2, "accuracy": 1, "all": 1}
+    assert planned == {"finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
 
 
 def test_what_changes_no_result_remakes_nothing(workflow: Workflow) -> None:
@@ -197,7 +204,7 @@ def test_every_kind_of_images_and_ranges_goes_through_the_workflow(workflow: Wor
 
 def test_methods_with_the_same_image_set_share_its_shards(workflow: Workflow) -> None:
     planned = jobs(workflow.plan(overlay="grid: {methods: [synq, none, filter, cam]}"))
-    assert planned == {"finetune": 3, "evaluate": 3, "accuracy": 1, "all": 1}
+    assert planned == {"finetune": 3, "evaluate": 3, "export": 3, "accuracy": 1, "all": 1}
 
 
 def test_an_ablation_in_the_config_is_a_table_of_its_own(workflow: Workflow) -> None:
@@ -289,6 +296,7 @@ def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Work
         "synthesize": 1,
         "finetune": 1,
         "evaluate": 1,
+        "export": 1,
         "accuracy": 1,
         "all": 1,
     }
@@ -302,7 +310,7 @@ def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Work
         (
             "{image_sets: {hard: {target_weight: 3.0}},"
             " methods: {zeroq: {calibration: {clip_ratio: 0.9}}}}",
-            {"synthesize": 2, "finetune": 2, "evaluate": 2, "accuracy": 1, "all": 1},
+            {"synthesize": 2, "finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1},
         ),
         ("models: {digits-resnet20: {train: {train_epochs: 2}}}", EVERYTHING),
     ],

@@ -33,6 +33,7 @@ EVERYTHING = {
     "synthesize": 4,
     "finetune": 2,
     "evaluate": 2,
+    "export": 2,
     "accuracy": 1,
     "all": 1,
 }

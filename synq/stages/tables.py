@@ -9,13 +9,19 @@ from tabulate import tabulate
 
 from synq.artifacts import atomic, read_json
 from synq.errors import ConfigError
-from synq.tables import ablation_table, accuracy_table, readable, remarks
+from synq.tables import KEYS, ablation_table, accuracy_table, readable, remarks
 
 
-def write_accuracy(*, metrics: Sequence[Path], benchmarks: Path, output: Path) -> None:
+def write_accuracy(
+    *, metrics: Sequence[Path], exports: Sequence[Path], benchmarks: Path, output: Path
+) -> None:
     """Write the accuracy of all runs; ``benchmarks`` holds the stages' seconds."""
-    entries = [read_json(path, "metrics") for path in metrics]
-    entries = [{**entry, "seconds": _seconds(benchmarks, entry)} for entry in entries]
+    runs = [read_json(path, "metrics") for path in metrics]
+    found = {_run(entry): entry for entry in (read_json(path, "export") for path in exports)}
+    entries = [
+        {**run, "seconds": _seconds(benchmarks, run), "export": found.get(_run(run))}
+        for run in runs
+    ]
     _write(accuracy_table(entries), output)
 
 
@@ -46,6 +52,10 @@ def _write(table: pandas.DataFrame, output: Path) -> None:
         temporary.write_text(markdown + "\n", "utf-8")
     print(markdown)
     print(f"\nThe table is in {output.with_suffix('.md')}, .csv and .tex")
+
+
+def _run(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[key] for key in (*KEYS, "seed"))
 
 
 def _seconds(benchmarks: Path, entry: dict[str, Any]) -> dict[str, float]:

@@ -153,6 +153,7 @@ def _run(walk: Walk, folder: Path) -> None:
         if json.dumps(own, sort_keys=True) != json.dumps(shared, sort_keys=True):
             walk.find("stale", student, "and snapshots.h5 beside it are of two runs")
     _metrics(walk, folder / "metrics.json", kept)
+    _export(walk, folder)
 
 
 def _snapshots(path: Path) -> dict[str, Any]:
@@ -190,6 +191,22 @@ def _metrics(walk: Walk, path: Path, kept: Mapping[str, Any] | None) -> None:
     _place(walk, path, metrics)
     if kept is not None and metrics.get("snapshots_checksum") != kept["checksum"]:
         walk.find("stale", path, "measured other students than those in snapshots.h5 beside it")
+
+
+def _export(walk: Walk, folder: Path) -> None:
+    path, onnx, student = (
+        folder / n for n in ("export.json", "student.onnx", "student.safetensors")
+    )
+    found = walk.opened(path, lambda: read_json(path, "export")) if path.exists() else None
+    if found is None:
+        return
+    _place(walk, path, found)
+    if student.is_file() and found.get("student_sha256") != file_sha256(student):
+        walk.find("stale", path, "is of another student than student.safetensors beside it")
+    if onnx.exists():
+        digest = walk.opened(onnx, lambda: file_sha256(onnx))
+        if digest is not None and digest != found.get("onnx_sha256"):
+            walk.find("damaged", onnx, "is not the file that export.json beside it was written for")
 
 
 def _left_over(results: Path) -> Iterator[Path]:
