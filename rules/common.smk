@@ -189,6 +189,11 @@ def shards_to_agree_on(wildcards):
     return shards_of(**wildcards) if without else []
 
 
+def names_of_runs(paths):
+    """Without the folder of all runs; see ``names_of_shards``."""
+    return [os.path.relpath(path, f"{RESULTS}/runs") for path in paths]
+
+
 def ablation_metrics(wildcards):
     """The runs of the ablation table: its methods and the one they are compared with."""
     methods = {PLAN.ablation.full, *PLAN.ablation.methods}

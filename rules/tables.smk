@@ -24,14 +24,17 @@ rule accuracy:
         mem_mb=megabytes(1000),
         runtime=minutes(10),
     params:
+        folder=f"{RESULTS}/runs",
+        metrics=lambda wildcards, input: names_of_runs(input.metrics),
+        exports=lambda wildcards, input: names_of_runs(input.exports),
         benchmarks=BENCHMARKS,
         code=code("tables"),
         made_from=made_from_runs,
     message:
         "Writing the table of all runs to {output.markdown}."
     shell:
-        "python -m synq tables --metrics {input.metrics:q} --exports {input.exports:q}"
-        " --benchmarks {params.benchmarks:q}"
+        "python -m synq tables --run-folder {params.folder:q} --metrics {params.metrics:q}"
+        " --exports {params.exports:q} --benchmarks {params.benchmarks:q}"
         " --output {output.markdown:q} 2>&1 | tee {log:q}"
 
 
@@ -57,11 +60,14 @@ rule ablation:
         mem_mb=megabytes(1000),
         runtime=minutes(10),
     params:
+        folder=f"{RESULTS}/runs",
+        metrics=lambda wildcards, input: names_of_runs(input.metrics),
         full=PLAN.ablation.full,
         code=code("tables"),
         made_from=made_from_runs,
     message:
         "Writing each method's difference to {params.full} to {output.markdown}."
     shell:
-        "python -m synq ablation --metrics {input.metrics:q} --full {params.full:q}"
+        "python -m synq ablation --run-folder {params.folder:q} --metrics {params.metrics:q}"
+        " --full {params.full:q}"
         " --output {output.markdown:q} 2>&1 | tee {log:q}"

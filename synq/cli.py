@@ -67,7 +67,17 @@ _THREADS = {
         metavar="N",
     )
 }
-_METRICS = {"metrics": _path("the metrics.json of every run", nargs="+")}
+_METRICS = {
+    "metrics": _path("the metrics.json of every run", nargs="+"),
+    "run_folder": _path(
+        "the folder that their names begin in (default: this one)",
+        required=False,
+        default=Path(),
+        metavar="DIR",
+    ),
+}
+# Lists of files, and the argument that names their folder.
+_FOLDERS = {"shards": "shard_folder", "metrics": "run_folder", "exports": "run_folder"}
 _TABLE = {"output": _path("the table to write; gets the three suffixes")}
 _NAME = {"name": _word("name of the model, for the record", metavar="NAME")}
 
@@ -267,7 +277,7 @@ def _set_back(values: Mapping[str, Any]) -> None:
     has not reached that time again. The files' content, by which it decides what to remake, stays.
     """
     for name, value in values.items():
-        folder = values.get("shard_folder", Path()) if name == "shards" else Path()
+        folder = values.get(_FOLDERS.get(name, ""), Path())
         for word in value if isinstance(value, list) else [value]:
             path = folder / word if isinstance(word, Path) else None
             if path and path.is_file() and path.stat().st_mtime > time.time():

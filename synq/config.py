@@ -260,8 +260,8 @@ class Synthesis:
     )
     synthesis_compile: str = setting(
         "off",
-        "torch.compile of the network, and its mode (prior: batchnorm): a fifth of the time less "
-        "on a CPU, after a minute; needs a C++ compiler, and on a GPU Triton",
+        "torch.compile of the network, and its mode (prior: batchnorm): a sixth of the time less "
+        "on a CPU, after half a minute; needs a C++ compiler, and on a GPU Triton",
         choices=("off", "default", "reduce-overhead"),
     )
 

@@ -13,11 +13,17 @@ from synq.tables import KEYS, ablation_table, accuracy_table, readable, remarks
 
 
 def write_accuracy(
-    *, metrics: Sequence[Path], exports: Sequence[Path], benchmarks: Path, output: Path
+    *,
+    metrics: Sequence[Path],
+    exports: Sequence[Path],
+    run_folder: Path,
+    benchmarks: Path,
+    output: Path,
 ) -> None:
     """Write the accuracy of all runs; ``benchmarks`` holds the stages' seconds."""
-    runs = [read_json(path, "metrics") for path in metrics]
-    found = {_run(entry): entry for entry in (read_json(path, "export") for path in exports)}
+    runs = [read_json(run_folder / path, "metrics") for path in metrics]
+    exported = [read_json(run_folder / path, "export") for path in exports]
+    found = {_run(entry): entry for entry in exported}
     entries = [
         {**run, "seconds": _seconds(benchmarks, run), "export": found.get(_run(run))}
         for run in runs
@@ -25,9 +31,9 @@ def write_accuracy(
     _write(accuracy_table(entries), output)
 
 
-def write_ablation(*, metrics: Sequence[Path], full: str, output: Path) -> None:
+def write_ablation(*, metrics: Sequence[Path], run_folder: Path, full: str, output: Path) -> None:
     """Write the accuracy of all runs and each method's difference to ``full``."""
-    entries = [read_json(path, "metrics") for path in metrics]
+    entries = [read_json(run_folder / path, "metrics") for path in metrics]
     if full not in {entry["method"] for entry in entries}:
         raise ConfigError(f"full is {full!r}, but none of the metrics is of that method")
     _write(ablation_table(entries, full), output)
