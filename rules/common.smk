@@ -189,9 +189,17 @@ def shards_to_agree_on(wildcards):
     return shards_of(**wildcards) if without else []
 
 
-def names_of_runs(paths):
-    """Without the folder of all runs; see ``names_of_shards``."""
-    return [os.path.relpath(path, f"{RESULTS}/runs") for path in paths]
+def folder_of_runs(wildcards, input):
+    """The folder of all runs, which is named once: a table has hundreds of them."""
+    above = [os.pardir] * len(RUN.split("/"))
+    return os.path.normpath(os.path.join(os.path.dirname(input.metrics[0]), *above))
+
+
+def names_of_runs(kind):
+    """The paths of an input without the folder of all runs."""
+    return lambda wildcards, input: [
+        os.path.relpath(path, folder_of_runs(wildcards, input)) for path in input[kind]
+    ]
 
 
 def ablation_metrics(wildcards):

@@ -24,9 +24,9 @@ rule accuracy:
         mem_mb=megabytes(1000),
         runtime=minutes(10),
     params:
-        folder=f"{RESULTS}/runs",
-        metrics=lambda wildcards, input: names_of_runs(input.metrics),
-        exports=lambda wildcards, input: names_of_runs(input.exports),
+        folder=folder_of_runs,
+        metrics=names_of_runs("metrics"),
+        exports=names_of_runs("exports"),
         benchmarks=BENCHMARKS,
         code=code("tables"),
         made_from=made_from_runs,
@@ -60,8 +60,8 @@ rule ablation:
         mem_mb=megabytes(1000),
         runtime=minutes(10),
     params:
-        folder=f"{RESULTS}/runs",
-        metrics=lambda wildcards, input: names_of_runs(input.metrics),
+        folder=folder_of_runs,
+        metrics=names_of_runs("metrics"),
         full=PLAN.ablation.full,
         code=code("tables"),
         made_from=made_from_runs,

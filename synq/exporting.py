@@ -58,25 +58,26 @@ def to_onnx(
     """
     network = copy.deepcopy(student).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.forward = partial(_flat, network.forward)
-    weights = activations = 0
     opset = OPSET
+    # What the forward reads: a network may have layers that it does not call.
+    weights: set[nn.Module] = set()
+    activations: set[nn.Module] = set()
     for module in network.modules():
         if isinstance(module, QuantizedWeight):
-            weights += _keep_codes(module)
+            _keep_codes(module, weights)
             opset = OPSET_OF_2_BITS if module.bits == 2 else opset
         elif isinstance(module, QuantizedActivation):
-            _keep_grid(module)
-            activations += 1
+            _keep_grid(module, activations)
     model = _exported(network, image_shape, opset, batch=2)
     if batch_of(model):
         # The network's code takes the number of images for a constant.
         model = _exported(network, image_shape, opset, batch=1)
     types = {3: ml_dtypes.uint2, **TYPES} if opset == OPSET_OF_2_BITS else TYPES
     found = (_narrow(model, types), sum(node.op_type == "QuantizeLinear" for node in model.graph))
-    if found[0] < weights or found[1] < activations:
+    if found[0] < len(weights) or found[1] < len(activations):
         raise ModelError(
-            f"of {weights} quantized weights and {activations} activations the ONNX graph has "
-            f"{found[0]} and {found[1]}; set export.format: none"
+            f"of {len(weights)} quantized weights and {len(activations)} activations the ONNX "
+            f"graph has {found[0]} and {found[1]}; set export.format: none"
         )
     RemoveUnusedNodesPass()(model)
     ClearMetadataAndDocStringPass()(model)
@@ -162,7 +163,7 @@ def codes_of(weight: Tensor, bits: int) -> Codes:
     return Codes(codes, torch.where(single, lo.abs(), scales), zeros)
 
 
-def _keep_codes(module: QuantizedWeight) -> bool:
+def _keep_codes(module: QuantizedWeight, read: set[nn.Module]) -> None:
     """Let the module take its weight from codes; not where those need more than 16 bits."""
     seen: list[Tensor] = []
 
@@ -178,16 +179,16 @@ def _keep_codes(module: QuantizedWeight) -> bool:
     if not largest <= max(TYPES):
         values = fake_quantize(weight, *channel_ranges(weight), module.bits)
         module.rounded = lambda weight: values  # type: ignore[method-assign]
-        return False
+        return
     whole = torch.uint8 if largest <= 255 else torch.uint16
     module.register_buffer("codes", codes.to(whole))
     module.register_buffer("scales", scales)
     module.register_buffer("zeros", zeros.to(whole))
-    module.rounded = partial(_dequantized, module)  # type: ignore[method-assign]
-    return True
+    module.rounded = partial(_dequantized, module, read)  # type: ignore[method-assign]
 
 
-def _dequantized(module: nn.Module, _: Tensor) -> Tensor:
+def _dequantized(module: nn.Module, read: set[nn.Module], _: Tensor) -> Tensor:
+    read.add(module)
     codes, scales, zeros = (module.get_buffer(name) for name in Codes._fields)
     inputs = (codes, scales, zeros)
     return torch.onnx.ops.symbolic(
@@ -195,7 +196,7 @@ def _dequantized(module: nn.Module, _: Tensor) -> Tensor:
     )
 
 
-def _keep_grid(module: QuantizedActivation) -> None:
+def _keep_grid(module: QuantizedActivation, read: set[nn.Module]) -> None:
     """Let the module round by operators of ONNX. Its range holds 0, as the observers set it."""
     scale, zero = scale_and_zero(module.lo, module.hi, module.bits)
     largest = 2**module.bits - 1
@@ -204,10 +205,13 @@ def _keep_grid(module: QuantizedActivation) -> None:
     module.register_buffer("step", 1 / scale)
     module.register_buffer("zero", zero.to(torch.uint8))
     ends = None if module.bits == 8 else (float(-zero / scale), float((largest - zero) / scale))
-    module.rounded = partial(_on_grid, module, ends)  # type: ignore[method-assign]
+    module.rounded = partial(_on_grid, module, read, ends)  # type: ignore[method-assign]
 
 
-def _on_grid(module: nn.Module, ends: tuple[float, float] | None, values: Tensor) -> Tensor:
+def _on_grid(
+    module: nn.Module, read: set[nn.Module], ends: tuple[float, float] | None, values: Tensor
+) -> Tensor:
+    read.add(module)
     grid = (module.get_buffer("step"), module.get_buffer("zero"))
     codes = torch.onnx.ops.symbolic(
         "QuantizeLinear", (values, *grid), dtype=torch.uint8, shape=values.shape

@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from test_layers import Gated, mobilenetv2
 from torch import nn
 
+from synq import exporting
 from synq.calibration import calibrate
 from synq.config import Calibration
 from synq.errors import ModelError
@@ -194,3 +195,29 @@ def test_a_network_with_a_fixed_batch_takes_one_image_at_a_time():
     assert batch_of(model) == 1
     found = run(onnx_ir.to_proto(model), images[:1])
     torch.testing.assert_close(found, student(images[:1]), rtol=1e-3, atol=1e-3)
+
+
+class Spare(nn.Module):
+    """An auxiliary head that is for training alone, as GoogLeNet's."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        self.spare = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+
+    def forward(self, images):
+        return self.layers(images).flatten(1)
+
+
+def test_layers_that_the_forward_does_not_call_are_left_out():
+    student, _ = student_of(lambda: (Spare(), (3, 8, 8)), (4, 8))
+    exported = onnx_ir.to_proto(to_onnx(student, (3, 8, 8), {}))
+    assert types(exported) == {"UINT4": 2}
+    assert not [tensor.name for tensor in exported.graph.initializer if "spare" in tensor.name]
+
+
+def test_a_weight_that_the_graph_lost_is_no_success(monkeypatch):
+    student, _ = student_of(lambda: (Spare(), (3, 8, 8)), (4, 8))
+    monkeypatch.setattr(exporting, "_narrow", lambda *_: 1)
+    with pytest.raises(ModelError, match=r"of 2 quantized weights and 1 activations .* 1 and 1"):
+        to_onnx(student, (3, 8, 8), {})
