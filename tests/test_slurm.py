@@ -130,8 +130,8 @@ def fresh(clone: Workflow, tmp_path: Path) -> Workflow:
 def test_the_whole_workflow_on_slurm(slurm: Path, fresh: Workflow) -> None:
     """GPUs, groups, and jobs that Slurm kills and that come back with more: its own records."""
     pytest.importorskip("snakemake_executor_plugin_slurm")
-    # Too little memory for two fine-tunings.
-    edit(fresh, "rules/finetune.smk", ("megabytes(4000)", "megabytes(550)"))
+    # Too little memory for two fine-tunings, with whichever build of torch (460 MB or 930 MB).
+    edit(fresh, "rules/finetune.smk", ("megabytes(4000)", "megabytes(350)"))
     # One evaluation on a node, as the profile says. There it waits for the end of its time, once:
     # Slurm looks for jobs that are late twice a minute, and the other jobs run meanwhile.
     # A busy machine may need more than the second attempt's two minutes.
@@ -162,7 +162,7 @@ def test_the_whole_workflow_on_slurm(slurm: Path, fresh: Workflow) -> None:
     for wildcards in {job["Comment"] for job in finetuned}:
         attempts = [job for job in finetuned if job["Comment"] == wildcards]
         memory = [job["MinMemoryNode"] for job in attempts]
-        assert memory[:2] == ["550M", "1100M"]
+        assert memory[:2] == ["350M", "700M"]
         assert {job["JobState"] for job in attempts[:-1]} <= {"FAILED", "OUT_OF_MEMORY"}
         assert attempts[-1]["JobState"] == "COMPLETED"
 
