@@ -149,7 +149,7 @@ class TestSet(Data):
     """The real images that accuracy is measured on."""
 
     dataset: str = setting(
-        "digits",
+        "none",
         _DATASET + "there is no test set, so agreement with the teacher is measured, "
         "on the synthetic images that were held out",
         choices=DATASETS,

@@ -70,7 +70,10 @@ def read(
     else:
         images = cifar(dataset, settings, split, channels, size)
     if images.classes != classes:
-        raise DataError(f"the images have {images.classes} classes, but {name} has {classes}")
+        raise DataError(
+            f"the images of dataset: {dataset} have {images.classes} classes, but {name} has "
+            f"{classes}"
+        )
     return images
 
 

@@ -147,7 +147,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except safetensors.SafetensorError as error:
         raise ModelError(f"{path} cannot be read as safetensors ({error})") from None
     except Exception as error:  # torch.load raises whatever a damaged file makes it raise
-        raise ModelError(f"{path} cannot be read as a state dict ({reason(error)})") from None
+        # torch gives advice behind its first sentence, some of it unsafe and none of it ours.
+        first = reason(error).partition(". ")[0]
+        raise ModelError(
+            f"{path} cannot be read as a state dict ({first}); write one by "
+            "torch.save(network.state_dict(), ...)"
+        ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):

@@ -243,7 +243,7 @@ def test_cifar_that_cannot_be_had_names_the_file_and_the_folder(
 
 def test_a_test_set_of_other_classes_is_refused(tmp_path):
     save(tmp_path / "a" / "1.png", (255, 0, 0))
-    with pytest.raises(DataError, match="1 classes, but net has 10"):
+    with pytest.raises(DataError, match="have 1 classes, but net has 10"):
         read(
             "folder",
             Data(path=str(tmp_path)),

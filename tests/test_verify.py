@@ -63,7 +63,12 @@ def finetuned(root, **changes):
 
 def evaluated(root):
     reference = root / "models/net/metrics.json"
-    common = {"teacher": root / TEACHER, "test": config.TestSet(), "settings": Evaluation(), **HERE}
+    common = {
+        "teacher": root / TEACHER,
+        "test": config.TestSet(dataset="digits"),
+        "settings": Evaluation(),
+        **HERE,
+    }
     evaluate_teacher(output=reference, **common)
     evaluate_run(
         teacher_metrics=reference,

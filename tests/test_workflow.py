@@ -60,7 +60,7 @@ def test_one_command_makes_every_result(finished: Workflow) -> None:
     assert [path for path in wanted if not (finished.root / path).is_file()] == []
     lines = finished.first.splitlines()
     own = [line for line in lines if not line.startswith(("Complete log", "Elapsed time"))]
-    assert own[-1] == f"The accuracy of every run is in {TABLE}"
+    assert own[-1] == f"The accuracy of every run of this config is in {TABLE}"
 
 
 def test_the_tables_have_a_row_for_each_run(finished: Workflow) -> None:
