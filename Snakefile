@@ -44,4 +44,7 @@ rule runs:
 
 onsuccess:
     if table_is_current():
-        print(f"The accuracy of every run of this config is in {ACCURACY}", file=sys.stderr)
+        print(
+            f"The accuracy of every run of this config is in {ACCURACY}",
+            file=sys.stderr,
+        )
