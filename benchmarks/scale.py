@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from benchmarks.subjects import untrained
 from benchmarks.timing import seconds
 from synq.batches import Images
 from synq.config import Finetune, Model, Synthesis
-from synq.models import build
 from synq.networks import Teacher, read_teacher, shard_record, write_teacher
 from synq.runtime import generator_for
 from synq.shards import ShardSet, write_shard
@@ -54,14 +53,9 @@ def storage(images: int) -> dict[str, Any]:
 
 def _teacher(folder: Path) -> Teacher:
     """A network with random weights, and the running statistics of noise."""
-    torch.manual_seed(0)
     settings = Model(source="train", architecture=ARCHITECTURE, classes=CLASSES, image_size=SIDE)
-    model = build(ARCHITECTURE, CLASSES, 3, SIDE)
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = 1.0
-        model.train()(torch.randn(16, 3, SIDE, SIDE))
+    noise = torch.randn(16, 3, SIDE, SIDE, generator=generator_for(0))
+    model = untrained(ARCHITECTURE, CLASSES, noise)
     path = folder / "teacher.safetensors"
     half = [0.5] * 3
     write_teacher(

@@ -22,6 +22,21 @@ from synq.synthesis import batchnorm_prior, synthesize
 from synq.training import STEPS_UNSEEN, Epochs
 
 
+def untrained(architecture: str, classes: int, images: Tensor) -> nn.Module:
+    """A network with random weights and the running statistics of ``images``.
+
+    With them its activations have the size that training gives them.
+    """
+    torch.manual_seed(0)
+    model = build(architecture, classes, 3, images.shape[-1])
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1.0
+        model.train()(images)
+    return model
+
+
 @dataclasses.dataclass
 class Subject:
     """A network, its quantized copy, and a batch."""
@@ -34,16 +49,9 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.classes = 10 if "cifar10" in self.architecture else 1000
-        torch.manual_seed(0)
-        model = build(self.architecture, self.classes, 3, self.size)
         self.shape = (3, self.size, self.size)
         self.images = torch.randn(self.batch, *self.shape, generator=generator_for(0))
-        # Running statistics of noise, so that activations have the size that training gives them.
-        with torch.no_grad():
-            for layer in model.modules():
-                if isinstance(layer, nn.BatchNorm2d):
-                    layer.momentum = 1.0
-            model.train()(self.images)
+        model = untrained(self.architecture, self.classes, self.images)
         # The unit is the network as torch makes it; the stages' networks are channels last.
         self.plain = frozen(model).to(self.device)
         self.teacher: nn.Module = copy.deepcopy(self.plain)

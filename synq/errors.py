@@ -44,3 +44,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {close[0]}?" if close else f"there is {', '.join(known) or 'none'}"
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error of foreign code says, or its name."""
+    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from synq.errors import ModelError
+from synq.errors import ModelError, reason
 from synq.quantization import (
     QuantizedActivation,
     QuantizedWeight,
@@ -129,9 +129,8 @@ def _exported(
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
-        lines = str(first).strip().splitlines() or [type(first).__name__]
         raise ModelError(
-            f"torch cannot export the network to ONNX ({lines[0]}); set export.format: none"
+            f"torch cannot export the network to ONNX ({reason(first)}); set export.format: none"
         ) from error
     assert program is not None
     return program.model

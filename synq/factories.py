@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from torch import Tensor, nn
 
-from synq.errors import ModelError, nearest
-from synq.models import build, checked, reason
+from synq.errors import ModelError, nearest, reason
+from synq.models import build, checked
 from synq.zoo import File
 
 # The names of torchvision's files end in the beginning of their SHA-256.

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from synq.errors import ModelError, UserError, nearest
+from synq.errors import ModelError, UserError, nearest, reason
 
 # pytorchcv.model_provider imports every family, and with one of them torchvision, whose compiled
 # part must match torch's. The families themselves need neither, so the one that defines the name
@@ -75,11 +75,6 @@ def checked(
             f"[2, {classes}]; is image_size the size it was made for?"
         )
     return model
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an error of foreign code says, or its name."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _closest(name: str, known: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import synq
 from synq.devices import take
-from synq.errors import ConfigError
+from synq.errors import ConfigError, reason
 
 
 def resolve_device(name: str) -> torch.device:
@@ -86,10 +86,9 @@ def compiled(network: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
         except RuntimeError as error:
             if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
-            reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"synthesis.synthesis_compile is {mode}, but torch cannot compile the network here "
-                f"({reason}); install a C++ compiler (for a GPU, Triton too), or write off"
+                f"({reason(error)}); install a C++ compiler (for a GPU, Triton too), or write off"
             ) from error
         return logits
 
