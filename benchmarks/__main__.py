@@ -17,9 +17,9 @@ from tabulate import tabulate
 from benchmarks import scale
 from benchmarks.subjects import Subject
 from benchmarks.timing import Ratio, ratios, seconds, summary
-from synq.config import Finetune
+from synq.config.finetune import Finetune
 from synq.errors import ConfigError
-from synq.runtime import resolve_device, versions
+from synq.runtime.process import resolve_device, versions
 
 ALL_TERMS = Finetune(feature_weight=1000.0, perturbation=0.01)
 ITERATIONS = 4
@@ -98,7 +98,7 @@ def two_jobs(folder: Path, architecture: str, size: int) -> float:
     teacher = folder / "teacher.safetensors"
     code = (
         "import torch, sys; from pathlib import Path; from synq.config import Model;"
-        "from synq.models import build; from synq.networks import write_teacher;"
+        "from synq.models.build import build; from synq.models.teacher import write_teacher;"
         f"m = Model(source='train', architecture='{architecture}', classes=10, image_size={size});"
         f"write_teacher(Path(sys.argv[1]), build('{architecture}', 10, 3, {size}).state_dict(), m,"
         " name='net', mean=[.5] * 3, std=[.25] * 3, origin='benchmark')"

@@ -11,9 +11,10 @@ import onnxruntime
 import torch
 from tabulate import tabulate
 
-from synq.config import TestSet
-from synq.datasets import read
-from synq.networks import read_student, read_teacher
+from synq.config.images import TestSet
+from synq.data.datasets import read
+from synq.models.teacher import read_teacher
+from synq.quantization.student import read_student
 
 CPU = torch.device("cpu")
 

@@ -13,11 +13,13 @@ import torch
 
 from benchmarks.subjects import untrained
 from benchmarks.timing import seconds
-from synq.batches import Images
-from synq.config import Finetune, Model, Synthesis
-from synq.networks import Teacher, read_teacher, shard_record, write_teacher
-from synq.runtime import generator_for
-from synq.shards import ShardSet, write_shard
+from synq.config.finetune import Finetune
+from synq.config.model import Model
+from synq.config.synthesis import Synthesis
+from synq.finetuning.batches import Images
+from synq.io.shards import ShardSet, write_shard
+from synq.models.teacher import Teacher, read_teacher, shard_record, write_teacher
+from synq.runtime.process import generator_for
 
 ROOT = Path(__file__).parents[1]
 SIDE = 224

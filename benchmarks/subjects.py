@@ -8,18 +8,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from synq import datasets
-from synq.batches import Images
-from synq.calibration import calibrate
-from synq.config import Calibration, Finetune, Synthesis
-from synq.evaluation import confusion
-from synq.models import build, frozen
-from synq.objective import Objective
-from synq.parallel import Team
-from synq.quantization import quantize
-from synq.runtime import generator_for
-from synq.synthesis import batchnorm_prior, synthesize
-from synq.training import STEPS_UNSEEN, Epochs
+from synq.config.calibration import Calibration
+from synq.config.finetune import Finetune
+from synq.config.synthesis import Synthesis
+from synq.data import datasets
+from synq.finetuning.batches import Images
+from synq.finetuning.objective import Objective
+from synq.finetuning.training import STEPS_UNSEEN, Epochs
+from synq.models.build import build, frozen
+from synq.quantization.calibration import calibrate
+from synq.quantization.convert import quantize
+from synq.reporting.accuracy import confusion
+from synq.runtime.process import generator_for
+from synq.runtime.team import Team
+from synq.synthesis.prior import batchnorm_prior
+from synq.synthesis.synthesize import synthesize
 
 
 def untrained(architecture: str, classes: int, images: Tensor) -> nn.Module:

@@ -15,11 +15,11 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
-from synq.config import PLACES
+from synq.config.model import PLACES
 from synq.errors import UserError
-from synq.plan import plan, shard_classes
-from synq.settings import flags
-from synq.source import digest, factory_digest
+from synq.config.plan import plan, shard_classes
+from synq.config.fields import flags
+from synq.config.fingerprint import digest, factory_digest
 
 try:
     PLAN = plan(config)

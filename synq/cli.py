@@ -18,9 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import synq
-from synq import config
-from synq.errors import UserError
-from synq.settings import convert, settings_of
+from synq.config.calibration import Calibration
+from synq.config.evaluation import Evaluation
+from synq.config.export import Export
+from synq.config.fields import convert, settings_of
+from synq.config.finetune import Finetune
+from synq.config.images import RealImages, TestSet
+from synq.config.model import Model
+from synq.config.synthesis import Synthesis
+from synq.config.train import Train
+from synq.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -90,21 +97,21 @@ COMMANDS = {
             "download": _path("where the file itself goes"),
             "output": _path("the teacher's checkpoint to write"),
         },
-        {"settings": config.Model},
+        {"settings": Model},
         computes=False,
     ),
     "fetch-zoo": Command(
         "fetch.fetch_zoo",
         "bring pretrained weights from a model zoo into the store, verified, as a teacher",
         {**_NAME, "output": _path("the teacher's checkpoint to write")},
-        {"settings": config.Model},
+        {"settings": Model},
         computes=False,
     ),
     "train": Command(
         "train.train",
         "train the embedded default's teacher",
         {**_NAME, "output": _path("the teacher's checkpoint to write")},
-        {"model": config.Model, "settings": config.Train},
+        {"model": Model, "settings": Train},
     ),
     "inspect": Command(
         "inspect.inspect",
@@ -124,7 +131,7 @@ COMMANDS = {
             **_CLASSES,
             **_SEED,
         },
-        {"settings": config.Synthesis},
+        {"settings": Synthesis},
     ),
     "collect": Command(
         "collect.collect_shard",
@@ -135,7 +142,7 @@ COMMANDS = {
             **_CLASSES,
             **_SEED,
         },
-        {"settings": config.RealImages},
+        {"settings": RealImages},
     ),
     "finetune": Command(
         "finetune.finetune_student",
@@ -149,13 +156,13 @@ COMMANDS = {
             "output": _path("the selected student's checkpoint to write"),
             "snapshots": _path("the HDF5 file of students to evaluate, to write"),
         },
-        {"calibration": config.Calibration, "settings": config.Finetune},
+        {"calibration": Calibration, "settings": Finetune},
     ),
     "evaluate-teacher": Command(
         "evaluate.evaluate_teacher",
         "measure the full-precision network on the test images",
         {**_TEACHER, "output": _path("the JSON file to write")},
-        {"test": config.TestSet, "settings": config.Evaluation},
+        {"test": TestSet, "settings": Evaluation},
     ),
     "evaluate": Command(
         "evaluate.evaluate_run",
@@ -173,7 +180,7 @@ COMMANDS = {
             **_FOLDER,
             "output": _path("the metrics.json to write"),
         },
-        {"test": config.TestSet, "settings": config.Evaluation},
+        {"test": TestSet, "settings": Evaluation},
     ),
     "export": Command(
         "export.export_student",
@@ -187,7 +194,7 @@ COMMANDS = {
             "record": _path("the JSON file to write, with what was found"),
             **_THREADS,
         },
-        {"settings": config.Export},
+        {"settings": Export},
         computes=False,
     ),
     "tables": Command(
@@ -256,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = {key: value for key, value in own.items() if value is not None}
             values[name] = convert(cls, given, cls.__name__.lower())
         if values.get("threads", 0) < 0:
-            raise config.ConfigError("threads is negative; write 0 or more")
+            raise ConfigError("threads is negative; write 0 or more")
         module, _, function = command.function.rpartition(".")
         run: Callable[..., int | None] = getattr(
             importlib.import_module(f"synq.stages.{module}"), function

@@ -11,7 +11,7 @@ import pytest
 # that the tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from workflow import FOLDERS, ROOT, Workflow, copied
+from running import FOLDERS, ROOT, Workflow, copied
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ import numpy
 import torch
 from safetensors.torch import load_file
 
-from synq.models import build, frozen, load_weights
-from synq.quantization import activation_quantizers, quantize
+from synq.models.build import build, frozen
+from synq.models.weights import load_weights
+from synq.quantization.convert import activation_quantizers, quantize
 
 FOLDER = Path(__file__).parent / "reference"
 BITS = (2, 3, 4, 5, 6, 8)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from synq.models import frozen
+from synq.models.build import frozen
 
 SHAPE = (3, 32, 32)
 WIDTH, HEADS, CLASSES = 24, 3, 5

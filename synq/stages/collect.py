@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 
-from synq.config import RealImages
-from synq.datasets import normalise, read
+from synq.config.images import RealImages
+from synq.data.datasets import normalise, read
 from synq.errors import ConfigError, DataError
-from synq.networks import check_classes, read_teacher, shard_record
-from synq.runtime import generator_for, prepare
-from synq.shards import write_shard
-from synq.synthesis import judged
+from synq.io.shards import write_shard
+from synq.models.judgement import judged
+from synq.models.teacher import check_classes, read_teacher, shard_record
+from synq.runtime.process import generator_for, prepare
 
 
 def collect_shard(

@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 
-from synq.artifacts import FORMAT, read_json, write_json
-from synq.config import Evaluation, TestSet, parse_bits
-from synq.datasets import Images, read
+from synq.config.evaluation import Evaluation
+from synq.config.grid import parse_bits
+from synq.config.images import TestSet
+from synq.data.datasets import Images, read
 from synq.errors import DataError
-from synq.evaluation import confusion, doubt, top1
-from synq.networks import Teacher, check_teacher, read_teacher
-from synq.quantization import packed_bytes
-from synq.runtime import prepare, progress, versions
-from synq.shards import ShardSet, split
-from synq.snapshots import Snapshots
+from synq.io.artifacts import FORMAT, read_json, write_json
+from synq.io.shards import ShardSet, split
+from synq.io.snapshots import Snapshots
+from synq.models.teacher import Teacher, read_teacher
+from synq.quantization.convert import packed_bytes
+from synq.quantization.student import check_teacher, student_of
+from synq.reporting.accuracy import confusion, doubt, top1
+from synq.runtime.process import prepare, versions
+from synq.runtime.progress import progress
 
 AGREEMENT = "no test set: the percentages are agreement with the teacher on synthetic images"
 
@@ -79,7 +83,7 @@ def evaluate_run(
             images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
         else:
             images = _test_images(network, test)
-        student = network.student(parse_bits(record["bits"]))
+        student = student_of(network, parse_bits(record["bits"]))
         student.to(next(network.model.parameters()).device)
         accuracies: dict[int, float] = {}
         for epoch in progress(students.epochs, "students"):

@@ -11,13 +11,14 @@ import onnxruntime
 import torch
 from torch import nn
 
-from synq.artifacts import FORMAT, atomic, file_sha256, write_json
-from synq.config import Export
+from synq.config.export import Export
 from synq.errors import ConfigError, ModelError
-from synq.exporting import batch_of, to_onnx
-from synq.networks import read_student, read_teacher
-from synq.runtime import prepare, versions
-from synq.shards import ShardSet
+from synq.io.artifacts import FORMAT, atomic, file_sha256, write_json
+from synq.io.shards import ShardSet
+from synq.models.teacher import read_teacher
+from synq.quantization.onnx import batch_of, to_onnx
+from synq.quantization.student import read_student
+from synq.runtime.process import prepare, versions
 
 BATCH = 64
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")

@@ -3,13 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-from synq import zoo
-from synq.config import Model
-from synq.download import bring, stored
+from synq.config import pytorchcv_table as zoo
+from synq.config.model import Model
 from synq.errors import ConfigError
-from synq.factories import construct, torchvision_keys, torchvision_weights
-from synq.models import load_weights, read_weights
-from synq.networks import write_teacher
+from synq.io.download import bring, stored
+from synq.models.sources import construct, torchvision_keys, torchvision_weights
+from synq.models.teacher import write_teacher
+from synq.models.weights import load_weights, read_weights
 
 
 def fetch(*, name: str, settings: Model, download: Path, output: Path) -> None:

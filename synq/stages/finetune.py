@@ -7,20 +7,23 @@ from pathlib import Path
 
 import torch
 
-from synq.artifacts import write_checkpoint
-from synq.batches import Images
-from synq.calibration import calibrate
-from synq.config import Calibration, Finetune, parse_bits
+from synq.config.calibration import Calibration
+from synq.config.finetune import Finetune
+from synq.config.grid import parse_bits
 from synq.errors import ConfigError
-from synq.generator import GeneratorTraining
-from synq.networks import read_teacher
-from synq.parallel import joined
-from synq.quantization import packed_bytes
-from synq.runtime import generator_for, prepare, versions
-from synq.shards import ShardSet
-from synq.snapshots import write_snapshots
-from synq.training import Progress, finetune, terminations
-from synq.work import Work
+from synq.finetuning.batches import Images
+from synq.finetuning.resume import Work
+from synq.finetuning.training import Progress, finetune, terminations
+from synq.io.artifacts import write_checkpoint
+from synq.io.shards import ShardSet
+from synq.io.snapshots import write_snapshots
+from synq.models.teacher import read_teacher
+from synq.quantization.calibration import calibrate
+from synq.quantization.convert import packed_bytes
+from synq.quantization.student import student_of
+from synq.runtime.process import generator_for, prepare, versions
+from synq.runtime.team import joined
+from synq.synthesis.gdfq import GeneratorTraining
 
 TERMINATED = 128 + 15  # as shells say it of SIGTERM
 
@@ -74,7 +77,7 @@ def finetune_student(
         images = Images(shard_set, settings, target)
         if not len(images.train):
             raise ConfigError("finetune.holdout leaves no image to train on; lower it")
-        student = network.student(widths).to(target)
+        student = student_of(network, widths).to(target)
         work = Work(output, record)
         state, text = work.resume(student)
         if team.leads and text:

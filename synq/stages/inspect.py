@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from synq.artifacts import FORMAT, write_json
-from synq.inspection import inspect_model
-from synq.networks import read_teacher
-from synq.runtime import versions
-from synq.tracing import QUANTIZED
+from synq.io.artifacts import FORMAT, write_json
+from synq.models.teacher import read_teacher
+from synq.quantization.trace import QUANTIZED
+from synq.reporting.inspection import inspect_model
+from synq.runtime.process import versions
 
 HEADERS = ("name", "kind", "weight", "output", "multiply-adds", "input", "quantized")
 RIGHT = HEADERS.index("multiply-adds")

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
-from synq.anatomy import require_modules
-from synq.config import Synthesis
-from synq.networks import check_classes, read_teacher, shard_record
-from synq.runtime import generator_for, prepare
-from synq.shards import write_shard
-from synq.synthesis import calibration_centres, synthesize
+from synq.config.synthesis import Synthesis
+from synq.io.shards import write_shard
+from synq.models.teacher import check_classes, read_teacher, shard_record
+from synq.quantization.coverage import require_modules
+from synq.runtime.process import generator_for, prepare
+from synq.synthesis.centres import calibration_centres
+from synq.synthesis.synthesize import synthesize
 
 
 def synthesize_shard(

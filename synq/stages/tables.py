@@ -7,9 +7,9 @@ from typing import Any
 import pandas
 from tabulate import tabulate
 
-from synq.artifacts import atomic, read_json
 from synq.errors import ConfigError
-from synq.tables import KEYS, ablation_table, accuracy_table, readable, remarks
+from synq.io.artifacts import atomic, read_json
+from synq.reporting.tables import KEYS, ablation_table, accuracy_table, readable, remarks
 
 
 def write_accuracy(

@@ -5,12 +5,14 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from synq.augment import crop_and_flip
-from synq.config import Model, Train
-from synq.datasets import digits, normalise
-from synq.models import build
-from synq.networks import write_teacher
-from synq.runtime import generator_for, prepare, progress
+from synq.config.model import Model
+from synq.config.train import Train
+from synq.data.augment import crop_and_flip
+from synq.data.datasets import digits, normalise
+from synq.models.build import build
+from synq.models.teacher import write_teacher
+from synq.runtime.process import generator_for, prepare
+from synq.runtime.progress import progress
 
 
 def train(

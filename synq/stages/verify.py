@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synq.artifacts import file_sha256, read_checkpoint, read_json
+from synq.config.plan import shard_name
 from synq.errors import ArtifactError, ConfigError
-from synq.hdf5 import refusing
-from synq.plan import shard_name
-from synq.shards import REMEDY, open_shard
-from synq.snapshots import Snapshots
+from synq.io.artifacts import file_sha256, read_checkpoint, read_json
+from synq.io.hdf5 import refusing
+from synq.io.shards import REMEDY, open_shard
+from synq.io.snapshots import Snapshots
 
 FOLDERS = ("models", "synthetic", "runs")
 

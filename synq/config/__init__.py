@@ -1,0 +1,1 @@
+"""Settings and plan: what the Snakefile imports, standard library alone."""

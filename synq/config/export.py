@@ -1,0 +1,24 @@
+"""The file for a runtime."""
+
+from dataclasses import dataclass
+
+from synq.config.fields import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """The file for a runtime."""
+
+    format: str = setting(
+        "onnx", "what the selected student is written as, too", choices=("onnx", "none")
+    )
+    export_images: int = setting(
+        1000, "synthetic images on which the runtime is compared with torch, at most", minimum=1
+    )
+    least_agreement: float = setting(
+        95.0,
+        "the least share of them on which both must name the same class",
+        unit="percent",
+        minimum=0,
+        maximum=100,
+    )

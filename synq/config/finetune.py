@@ -1,0 +1,71 @@
+"""How the student is fine-tuned."""
+
+from dataclasses import dataclass
+
+from synq.config.fields import PRECISIONS, setting
+
+CAM_KINDS = ("off", "gradcam", "gradcam++")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Quantization-aware fine-tuning on synthetic images (paper, section 4)."""
+
+    epochs: int = setting(100, "passes over the synthetic images; 0: calibrated only", minimum=0)
+    batch_size: int = setting(64, "images a step", minimum=1)
+    learning_rate: float = setting(1e-5, "SGD's learning rate (Nesterov)", above=0)
+    lr_milestones: tuple[int, ...] = setting((), "epochs after which it is multiplied by lr_decay")
+    lr_decay: float = setting(0.1, "factor at each milestone", above=0, maximum=1)
+    momentum: float = setting(0.9, "Nesterov momentum", above=0, maximum=1)
+    weight_decay: float = setting(1e-4, "L2 penalty on every parameter", minimum=0)
+    temperature: float = setting(20.0, "T of the distillation", above=0)
+    distillation_weight: float = setting(20.0, "alpha: weight of the distillation", minimum=0)
+    ce_weight: float = setting(0.5, "lambda_ce: weight of the cross-entropy", minimum=0)
+    hard_labels: str = setting(
+        "easy",
+        "images taught by their label too: easy (difficulty under the threshold), all, none",
+        choices=("easy", "all", "none"),
+    )
+    difficulty_threshold: float = setting(0.5, "tau: easy is under it", minimum=0, maximum=1)
+    cam: str = setting("gradcam", "class activation maps to align", choices=CAM_KINDS)
+    cam_class: str = setting(
+        "own",
+        "class of the maps: each network's own top class, the teacher's for both, or the label",
+        choices=("own", "teacher", "label"),
+    )
+    cam_weight: float = setting(50.0, "lambda_cam: weight of the map alignment", minimum=0)
+    feature_weight: float = setting(0.0, "lambda_fa: weight of the feature alignment", minimum=0)
+    perturbation: float = setting(
+        0.0, "epsilon: step along the sign of the image gradient (HAST: 0.01); 0: off", minimum=0
+    )
+    perturbation_weight: float = setting(1.0, "weight of the losses at x'", minimum=0)
+    perturbed_features: bool = setting(True, "the feature alignment counts at x' too")
+    lowpass: str = setting(
+        "batch",
+        "low-pass filter: off, before (once, before any augmentation), batch (after augmentation)",
+        choices=("off", "before", "batch"),
+    )
+    lowpass_sigma: float = setting(
+        0.45, "width of the filter as a Gaussian blur (0.45 is D0 = 80 at 224)", unit="px", above=0
+    )
+    crop_min: float = setting(
+        0.5, "smallest share of the area that the random crop keeps; 1: no crop", above=0, maximum=1
+    )
+    flip: float = setting(0.5, "probability of a horizontal flip", minimum=0, maximum=1)
+    holdout: float = setting(
+        0.1, "share of the images of each class kept to select the epoch", minimum=0, maximum=0.9
+    )
+    precision: str = setting(
+        "float32",
+        "arithmetic of the networks' convolutions and products; quantizers, losses and parameters "
+        "are float32 always",
+        choices=PRECISIONS,
+    )
+    processes: int = setting(
+        1, "processes that train one student together, one for each GPU (torchrun)", minimum=1
+    )
+    keep: str = setting(
+        "all",
+        "students kept: all (each epoch, for best_on_test), ends (calibrated, selected, last)",
+        choices=("all", "ends"),
+    )

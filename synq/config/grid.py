@@ -1,0 +1,37 @@
+"""Which runs there are, and which of them are compared."""
+
+from dataclasses import dataclass
+
+from synq.config.fields import setting
+from synq.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What ``rule all`` makes: every combination of these."""
+
+    models: tuple[str, ...] = setting(text="names under models")
+    bits: tuple[str, ...] = setting(text="widths, w4a4: weights and activations of 4 bits")
+    methods: tuple[str, ...] = setting(text="names under methods")
+    seeds: tuple[int, ...] = setting(
+        text="seeds of the images and of the fine-tuning", minimum=0, maximum=2**63
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """The table that compares methods with one of them."""
+
+    full: str = setting("synq", "the method that the others are compared with")
+    methods: tuple[str, ...] = setting((), "its rows, names under methods; none: no such table")
+
+
+def parse_bits(bits: str, where: str = "bits") -> tuple[int, int]:
+    """``'w4a8'`` -> (4, 8): bits of weights and of activations, 2 to 8 each."""
+    parts = bits[1:].split("a") if isinstance(bits, str) and bits.startswith("w") else []
+    if len(parts) != 2 or not all(len(part) == 1 and part in "0123456789" for part in parts):
+        raise ConfigError(f"{where} is {bits!r}; write the widths as in w4a4")
+    for name, part in zip(("weights", "activations"), parts, strict=True):
+        if not 2 <= int(part) <= 8:
+            raise ConfigError(f"{where} is {bits!r}; {name} of {part} bits are not among 2 to 8")
+    return int(parts[0]), int(parts[1])

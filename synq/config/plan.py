@@ -1,0 +1,276 @@
+"""The config as a whole: which models, image sets and methods there are, and the settings of each.
+
+Settings are layered. Later layers win: defaults of the dataclasses, the stage's section at the top
+of the config, the model's own section of that stage, the image set's or the method's.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from synq.config.calibration import Calibration
+from synq.config.evaluation import Evaluation
+from synq.config.export import Export
+from synq.config.fields import convert, mapping
+from synq.config.finetune import Finetune
+from synq.config.grid import Ablation, Grid, parse_bits
+from synq.config.images import RealImages, TestSet
+from synq.config.model import Model
+from synq.config.synthesis import Synthesis
+from synq.config.train import Train
+from synq.errors import ConfigError, nearest
+
+STAGES = {
+    "train": Train,
+    "synthesis": Synthesis,
+    "real": RealImages,
+    "calibration": Calibration,
+    "finetune": Finetune,
+    "evaluation": Evaluation,
+    "export": Export,
+    "test": TestSet,
+}
+
+
+METHOD_STAGES = ("calibration", "finetune")
+
+
+# Where an image set comes from, and with it the stage that makes it.
+IMAGE_STAGES = ("synthesis", "real")
+
+
+SECTIONS = ("results", "store", "grid", "models", "image_sets", "methods", "ablation", *STAGES)
+
+
+# Names are parts of paths, and a path has an end: 4,096 bytes on Linux.
+LONGEST = 200
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What a run trains on: the stage that makes it, and what it changes of its settings."""
+
+    stage: str
+    overrides: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize: the image set it trains on and what it changes of the settings."""
+
+    images: str
+    text: str
+    overrides: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A valid config."""
+
+    results: str
+    grid: Grid
+    models: Mapping[str, Model]
+    image_sets: Mapping[str, ImageSet]
+    methods: Mapping[str, Method]
+    ablation: Ablation
+    sections: Mapping[str, Mapping[str, Any]]
+    model_sections: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    def settings(self, stage: str, model: str, *, method: str = "") -> Any:
+        """The settings of a stage as its dataclass."""
+        if not method:
+            return self._merged(stage, model, {}, f"models.{model}.{stage}")
+        last = self.methods[method].overrides.get(stage, {})
+        return self._merged(stage, model, last, f"methods.{method}.{stage}")
+
+    def image_settings(self, model: str, image_set: str) -> Any:
+        """The settings of the stage that makes an image set."""
+        chosen = self.image_sets[image_set]
+        return self._merged(chosen.stage, model, chosen.overrides, f"image_sets.{image_set}")
+
+    def _merged(self, stage: str, model: str, last: Mapping[str, Any], where: str) -> Any:
+        layers = (self.sections[stage], self.model_sections[model].get(stage, {}), last)
+        merged = {key: value for layer in layers for key, value in layer.items()}
+        return convert(STAGES[stage], merged, where)
+
+    def shards(self, model: str, image_set: str) -> list[str]:
+        """Names of the shards of a seed, e.g. class-0003, or classes-0002-0003 where grouped."""
+        size = self.image_settings(model, image_set).classes_per_shard
+        last = self.models[model].classes - 1
+        return [
+            shard_name(first, min(first + size - 1, last)) for first in range(0, last + 1, size)
+        ]
+
+    def runs(self) -> Iterator[dict[str, Any]]:
+        """Model, bits, method and seed of every run in the grid."""
+        for model in self.grid.models:
+            for bits in self.grid.bits:
+                for method in self.grid.methods:
+                    for seed in self.grid.seeds:
+                        yield {"model": model, "bits": bits, "method": method, "seed": seed}
+
+
+def shard_name(first: int, last: int) -> str:
+    """Name of the shard that holds classes ``first`` to ``last``."""
+    return f"class-{first:04d}" if first == last else f"classes-{first:04d}-{last:04d}"
+
+
+def shard_classes(name: str) -> list[int]:
+    """The classes of a shard, from its name."""
+    bounds = [int(part) for part in name.split("-")[1:]]
+    return list(range(bounds[0], bounds[-1] + 1))
+
+
+def plan(config: Mapping[str, Any]) -> Plan:
+    """Check a whole config; raises ConfigError with the first thing that is wrong."""
+    mapping(config, "config")
+    for key in config:
+        if key not in SECTIONS:
+            raise ConfigError(f"{key} is not a section of the config; {nearest(key, SECTIONS)}")
+    for key in ("grid", "models", "image_sets", "methods"):
+        if not config.get(key):
+            raise ConfigError(f"{key} is missing or empty in the config")
+    sections = {stage: mapping(config.get(stage) or {}, stage) for stage in STAGES}
+    for stage, section in sections.items():
+        convert(STAGES[stage], section, stage)
+    models, model_sections = _models(config["models"], config.get("store"))
+    image_sets = {
+        _name(name, "image_sets"): _image_set(values or {}, f"image_sets.{name}")
+        for name, values in mapping(config["image_sets"], "image_sets").items()
+    }
+    methods = {
+        _name(name, "methods"): _method(name, values or {}, image_sets)
+        for name, values in mapping(config["methods"], "methods").items()
+    }
+    grid = convert(Grid, config["grid"], "grid")
+    _check_grid(grid, models, methods)
+    ablation = convert(Ablation, config.get("ablation") or {}, "ablation")
+    _check_ablation(ablation, grid, methods)
+    results = _results(config.get("results", "results"))
+    whole = Plan(results, grid, models, image_sets, methods, ablation, sections, model_sections)
+    _check_layers(whole)
+    return whole
+
+
+def _check_grid(grid: Grid, models: Mapping[str, Model], methods: Mapping[str, Method]) -> None:
+    for field in dataclasses.fields(Grid):
+        values = getattr(grid, field.name)
+        if not values:
+            raise ConfigError(f"grid.{field.name} is empty; nothing would be made")
+        if len(set(values)) != len(values):
+            raise ConfigError(f"grid.{field.name} names something twice")
+    known: dict[str, Mapping[str, Any]] = {"models": models, "methods": methods}
+    for key, names in known.items():
+        for name in getattr(grid, key):
+            if name not in names:
+                raise ConfigError(f"grid.{key} names {name!r}; {nearest(name, names)}")
+    for index, bits in enumerate(grid.bits):
+        parse_bits(bits, f"grid.bits[{index}]")
+
+
+def _check_ablation(ablation: Ablation, grid: Grid, methods: Mapping[str, Method]) -> None:
+    if not ablation.methods:
+        return
+    for name in (ablation.full, *ablation.methods):
+        if name not in methods:
+            raise ConfigError(f"ablation names {name!r}; {nearest(name, methods)}")
+        if name not in grid.methods:
+            raise ConfigError(f"ablation names {name!r}, which is not among grid.methods; add it")
+
+
+def _check_layers(whole: Plan) -> None:
+    """Layers that are each right can still be wrong together."""
+    for model in whole.models:
+        for stage in ("train", "evaluation", "export", "test"):
+            whole.settings(stage, model)
+        for image_set in whole.image_sets:
+            whole.image_settings(model, image_set)
+        for method in whole.methods:
+            for stage in METHOD_STAGES:
+                whole.settings(stage, model, method=method)
+    for model in whole.grid.models:
+        for method in whole.grid.methods:
+            image_set = whole.methods[method].images
+            if getattr(whole.image_settings(model, image_set), "dataset", "") == "none":
+                raise ConfigError(
+                    f"method {method} trains on real images, but models.{model}.real names none; "
+                    "write real: {dataset: folder, path: ...} there"
+                )
+
+
+def _results(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._/][A-Za-z0-9._/-]*", value):
+        raise ConfigError(
+            f"results is {value!r}; write a path of letters, digits and . _ - / alone"
+        )
+    if len(value) > LONGEST:
+        raise ConfigError(f"results is a path of {len(value)} characters, of at most {LONGEST}")
+    return value.rstrip("/") or "/"
+
+
+def _name(name: str, where: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where} has the name {name!r}; a name has up to 64 letters, digits, - and _, "
+            "and begins with a letter or digit"
+        )
+    return name
+
+
+def _models(
+    config: Any, store: Any
+) -> tuple[dict[str, Model], dict[str, dict[str, Mapping[str, Any]]]]:
+    models, sections = {}, {}
+    if store is not None and not (isinstance(store, str) and store):
+        raise ConfigError(f"store is {store!r}; write the path of a folder")
+    everywhere = {} if store is None else {"store": store}
+    for name, values in mapping(config, "models").items():
+        where = f"models.{_name(name, 'models')}"
+        mapping(values, where)
+        own = {key: value for key, value in values.items() if key not in STAGES}
+        sections[name] = {
+            stage: mapping(values[stage] or {}, f"{where}.{stage}")
+            for stage in STAGES
+            if stage in values
+        }
+        for stage, section in sections[name].items():
+            convert(STAGES[stage], section, f"{where}.{stage}")
+        models[name] = convert(Model, {**everywhere, **own}, where)
+    return models, sections
+
+
+def _image_set(values: Any, where: str) -> ImageSet:
+    overrides = dict(mapping(values, where))
+    stage = overrides.pop("source", "synthesis")
+    if stage not in IMAGE_STAGES:
+        raise ConfigError(f"{where}.source is {stage!r}; {nearest(stage, IMAGE_STAGES)}")
+    convert(STAGES[stage], overrides, where)
+    return ImageSet(stage, overrides)
+
+
+def _method(name: str, values: Any, image_sets: Mapping[str, ImageSet]) -> Method:
+    where = f"methods.{name}"
+    mapping(values, where)
+    known = ("images", "text", *METHOD_STAGES)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}.{key} is not a part of a method; {nearest(key, known)}")
+    if "images" not in values:
+        raise ConfigError(f"{where}.images is missing; it names one of image_sets")
+    if not isinstance(values["images"], str) or values["images"] not in image_sets:
+        raise ConfigError(
+            f"{where}.images names {values['images']!r}; {nearest(values['images'], image_sets)}"
+        )
+    overrides = {
+        stage: mapping(values[stage] or {}, f"{where}.{stage}")
+        for stage in METHOD_STAGES
+        if stage in values
+    }
+    for stage, section in overrides.items():
+        convert(STAGES[stage], section, f"{where}.{stage}")
+    return Method(values["images"], str(values.get("text", "")), overrides)

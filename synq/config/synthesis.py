@@ -1,0 +1,92 @@
+"""How images are synthesized."""
+
+from dataclasses import dataclass
+
+from synq.config.fields import PRECISIONS, setting
+from synq.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesis:
+    """Images from the teacher alone (paper, section 3; HAST for the target; PSAQ-ViT)."""
+
+    images_per_class: int = setting(512, "images of each class", minimum=1)
+    classes_per_shard: int = setting(
+        1, "classes that one job optimises together, in one file", minimum=1
+    )
+    synthesis_batch_size: int = setting(256, "images optimised together, at most", minimum=1)
+    iterations: int = setting(1000, "Adam steps on the pixels of a batch", minimum=1)
+    pixel_learning_rate: float = setting(0.5, "Adam's learning rate", above=0)
+    plateau_patience: int = setting(
+        50, "iterations without improvement before the learning rate is divided by 10", minimum=1
+    )
+    prior: str = setting(
+        "auto",
+        "what makes images natural: batchnorm (the statistics of the BatchNorm layers), "
+        "patches (diverse patches in the attention layers, PSAQ-ViT); "
+        "auto: batchnorm where there are such layers, or else patches",
+        choices=("auto", "batchnorm", "patches"),
+    )
+    bn_weight: float = setting(
+        1.0, "weight of the BatchNorm alignment (prior: batchnorm)", minimum=0
+    )
+    patch_weight: float = setting(
+        1.0, "weight of the entropy of patch similarities (prior: patches)", minimum=0
+    )
+    patch_bandwidth: float = setting(
+        0.05,
+        "width of the kernels that estimate it, in units of cosine (prior: patches)",
+        minimum=0.01,
+    )
+    tv_weight: float = setting(
+        0.05, "weight of the total variation, a mean over pixels (prior: patches)", minimum=0
+    )
+    target: str = setting(
+        "hard",
+        "what pulls images to their labels: none (ZeroQ), labels (cross-entropy), "
+        "hard (cross-entropy weighted by difficulty, HAST)",
+        choices=("none", "labels", "hard"),
+    )
+    target_weight: float = setting(10.0, "beta: weight of the target", minimum=0)
+    target_gamma: float = setting(
+        2.0, "gamma: exponent of the difficulty (target: hard)", minimum=0
+    )
+    deep_weight: float = setting(
+        0.0, "weight of the deep-layer statistics of calibration centres (TexQ); 0: off", minimum=0
+    )
+    deep_norm: str = setting(
+        "layers",
+        "the deep-layer term is divided by its number of layers, or by layers x images as released",
+        choices=("layers", "released"),
+    )
+    centre_iterations: int = setting(
+        1500, "Adam steps on the calibration centres (deep_weight > 0)", minimum=1
+    )
+    synthesis_augment: float = setting(
+        0.0,
+        "probability that an iteration sees the batch cropped and flipped",
+        minimum=0,
+        maximum=1,
+    )
+    synthesis_crop_min: float = setting(
+        0.4, "smallest share of the area that such a crop keeps", above=0, maximum=1
+    )
+    synthesis_precision: str = setting(
+        "float32",
+        "arithmetic of the network's convolutions and products; statistics, losses and pixels are "
+        "float32 always",
+        choices=PRECISIONS,
+    )
+    synthesis_compile: str = setting(
+        "off",
+        "torch.compile of the network, and its mode (prior: batchnorm): a sixth of the time less "
+        "on a CPU, after half a minute; needs a C++ compiler, and on a GPU Triton",
+        choices=("off", "default", "reduce-overhead"),
+    )
+
+    def __post_init__(self) -> None:
+        if self.prior == "patches" and self.deep_weight > 0:
+            raise ConfigError(
+                "deep_weight is for BatchNorm statistics, which prior: patches does without; "
+                "set deep_weight: 0"
+            )

@@ -1,0 +1,197 @@
+"""Real images: to train the embedded teacher and to measure accuracy. Synthesis never comes here.
+
+``read`` gives what a config names as ``Images``, for the network that will see them.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional
+
+from synq.config.images import Data
+from synq.data.arrays import read_arrays
+from synq.errors import DataError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+
+
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images in [0, 1]; ``read`` gives those of some positions, ``[n, C, H, W]``."""
+
+    labels: Tensor
+    read: Callable[[Tensor], Tensor]
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images ``[n, C, H, W]`` and labels ``[n]``, in order."""
+        for indices in torch.arange(len(self)).split(size):
+            yield normalise(self.read(indices), mean, std), self.labels[indices]
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x - mean) / std for each channel."""
+    return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def read(
+    dataset: str,
+    settings: Data,
+    split: str,
+    *,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    name: str,
+) -> Images:
+    """The images that a config names, for the network ``name`` of that many classes and input.
+
+    ``split`` is ``test`` or ``train``; a folder and a file without splits are what they are.
+    Raises DataError where the images are not of as many classes.
+    """
+    channels, size, _ = image_shape
+    if dataset == "digits":
+        images = digits(split, channels, size)
+    elif dataset == "folder":
+        images = folder(settings, channels, size)
+    elif dataset == "arrays":
+        images = arrays(settings, split, channels, size, classes)
+    else:
+        images = cifar(dataset, settings, split, channels, size)
+    if images.classes != classes:
+        raise DataError(
+            f"the images of dataset: {dataset} have {images.classes} classes, but {name} has "
+            f"{classes}"
+        )
+    return images
+
+
+def digits(split: str, channels: int, size: int) -> Images:
+    """scikit-learn's digits (1,797 images of 8x8 in grey), a fixed stratified third as test set."""
+    # Imported here: the evaluation of any other data set does not need it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    train, test = train_test_split(
+        numpy.arange(len(data.target)), test_size=1 / 3, stratify=data.target, random_state=0
+    )
+    chosen = numpy.sort(train if split == "train" else test)
+    small = torch.from_numpy(data.images[chosen]).float()[:, None] / 16
+    large = functional.interpolate(small, (size, size), mode="bilinear", align_corners=False)
+    images = large.expand(-1, channels, -1, -1)
+    return Images(torch.from_numpy(data.target[chosen]).long(), images.__getitem__, 10)
+
+
+def folder(settings: Data, channels: int, size: int) -> Images:
+    """Images in one directory a class; classes are numbered in the order of their names."""
+    root = Path(settings.path)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; path names the folder that holds the classes")
+    classes = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    files = [
+        (file, number)
+        for number, directory in enumerate(classes)
+        for file in sorted(directory.rglob("*"))
+        if file.suffix.lower() in SUFFIXES
+    ]
+    if not files:
+        raise DataError(f"{root} holds no images; it needs one folder a class with images in it")
+
+    def read_files(indices: Tensor) -> Tensor:
+        paths = (files[index][0] for index in indices.tolist())
+        return torch.stack([_read_file(path, channels, size, settings) for path in paths])
+
+    return Images(torch.tensor([number for _, number in files]), read_files, len(classes))
+
+
+def _read_file(path: Path, channels: int, size: int, settings: Data) -> Tensor:
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error})") from None
+    if image.size != (size, size):
+        width, height = _resized(*image.size, size, settings.resized_crop)
+        image = image.resize((width, height), RESAMPLING[settings.interpolation])
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    array = numpy.asarray(image, dtype=numpy.float32) / 255
+    return torch.from_numpy(numpy.atleast_3d(array)).permute(2, 0, 1)
+
+
+def _resized(width: int, height: int, size: int, crop: float) -> tuple[int, int]:
+    """Width and height at which a centre crop of ``size`` keeps that share of the shorter side."""
+    scale = max(round(size / crop), size) / min(width, height)
+    return round(width * scale), round(height * scale)
+
+
+def arrays(settings: Data, split: str, channels: int, size: int, classes: int) -> Images:
+    """Images and labels in one .npz or HDF5 file, each read when it is asked for."""
+    file = read_arrays(Path(settings.path), split, channels)
+    if int(file.labels.max()) >= classes:
+        raise DataError(
+            f"{settings.path} has the label {int(file.labels.max())}, but the network has classes "
+            f"0 to {classes - 1}"
+        )
+
+    def read_rows(indices: Tensor) -> Tensor:
+        images = file.read(indices)
+        height, width = images.shape[2:]
+        if (height, width) == (size, size):
+            return images
+        width, height = _resized(width, height, size, settings.resized_crop)
+        images = functional.interpolate(
+            images,
+            (height, width),
+            mode=settings.interpolation,
+            align_corners=False,
+            antialias=True,
+        ).clamp(0, 1)
+        left, top = (width - size) // 2, (height - size) // 2
+        return images[:, :, top : top + size, left : left + size]
+
+    return Images(file.labels, read_rows, classes)
+
+
+def cifar(name: str, settings: Data, split: str, channels: int, size: int) -> Images:
+    """CIFAR-10 or CIFAR-100 through torchvision, downloaded once into ``path``."""
+    # A torchvision that was built for another torch fails with RuntimeError.
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        raise DataError(
+            f"dataset: {name} needs torchvision, which cannot be imported "
+            f"({str(error).splitlines()[0]}); install the one that fits torch {torch.__version__}"
+        ) from None
+    if (channels, size) != (3, 32):
+        raise DataError(f"{name} has images of 3x32x32, the network takes {channels}x{size}x{size}")
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, about torchvision's pickles
+            data = source(settings.path, train=split == "train", download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{name} cannot be read or downloaded ({str(error).splitlines()[0]}); "
+            f"put the extracted {source.base_folder} of {source.url} into {settings.path}"
+        ) from None
+    pixels = torch.from_numpy(data.data)
+
+    def read_rows(indices: Tensor) -> Tensor:
+        return pixels[indices].permute(0, 3, 1, 2).float() / 255
+
+    return Images(torch.tensor(data.targets), read_rows, len(data.classes))

@@ -1,0 +1,76 @@
+"""The images as fine-tuning sees them: read ahead, split, filtered, augmented."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from synq.config.finetune import Finetune
+from synq.data.augment import cropped, random_crops
+from synq.data.lowpass import blur_transfer, lowpass
+from synq.io.shards import ShardSet, split
+from synq.runtime.team import ALONE, Team
+
+
+class Images:
+    """A shard set's images for training (``train``) and for selection (``held_out``)."""
+
+    def __init__(self, shards: ShardSet, settings: Finetune, device: torch.device) -> None:
+        self.shards, self.settings, self.device = shards, settings, device
+        self.train, self.held_out = split(shards.labels, settings.holdout)
+        self.shape = shards.image_shape
+        _, height, width = self.shape
+        self.transfer = blur_transfer(height, width, settings.lowpass_sigma).to(device)
+
+    def batches(
+        self,
+        indices: Sequence[Tensor],
+        generator: torch.Generator | None = None,
+        team: Team = ALONE,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels on the device for each of ``indices``; augmented with a generator.
+
+        The next batch is read while the last one is used. Of each batch a process gets its share
+        alone, and the same images, augmented in the same way, as if it had the whole.
+        """
+        own = [batch[team.share(len(batch))] for batch in indices]
+        # One thread and one batch ahead: a disk is as fast as that, and memory stays flat.
+        with ThreadPoolExecutor(1, "reader") as reader:
+            coming = [reader.submit(self._read, rows) for rows in own[:1]]
+            for number, rows in enumerate(own):
+                images = coming.pop().result()
+                if number + 1 < len(own):
+                    coming.append(reader.submit(self._read, own[number + 1]))
+                count = len(indices[number])
+                crops = self._crops(count, generator)
+                images = images.to(self.device, non_blocking=True)
+                yield (
+                    self._seen(images, crops, team.share(count)),
+                    self.shards.labels[rows].to(self.device),
+                )
+
+    def _read(self, rows: Tensor) -> Tensor:
+        if not len(rows):
+            return torch.empty(0, *self.shape)
+        images = self.shards.images(rows)
+        # From pinned memory a GPU copies while it computes.
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    def _crops(self, count: int, generator: torch.Generator | None) -> Tensor | None:
+        s = self.settings
+        if generator is None:
+            return None
+        return random_crops(count, generator, crop_min=s.crop_min, flip=s.flip)
+
+    def _seen(self, images: Tensor, crops: Tensor | None, share: slice) -> Tensor:
+        """Filtered before or after the augmentation."""
+        if not len(images):
+            return images
+        if self.settings.lowpass == "before":
+            images = lowpass(images, self.transfer)
+        if crops is not None:
+            images = cropped(images, crops[share])
+        if self.settings.lowpass == "batch":
+            images = lowpass(images, self.transfer)
+        return images

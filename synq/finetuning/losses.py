@@ -1,0 +1,68 @@
+"""Every term of the two objectives, one pure function a term.
+
+N images, C classes. Weights (lambda, beta, alpha) are applied by the callers, except where a
+published term carries its own scale.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(t/T) || softmax(s/T)), mean over the batch; logits ``[N, C]``."""
+    divergence = functional.kl_div(
+        (student / temperature).log_softmax(1),
+        (teacher / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return temperature**2 * divergence
+
+
+def masked_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """(1/N) sum_i mask_i CE(s_i, y_i): hard images are taught by soft labels alone (eq. 8)."""
+    entropy = functional.cross_entropy(logits, labels, reduction="none")
+    return (entropy * mask).mean()
+
+
+def cam_alignment(student: Tensor, teacher: Tensor) -> Tensor:
+    """mse(S_f, S_q) of saliency maps ``[N, 1, H, W]`` (paper, eq. 6)."""
+    return functional.mse_loss(student, teacher)
+
+
+class _Energy(torch.autograd.Function):
+    """Mean over space of x^2; the gradient has the memory format of x.
+
+    Torch's own would be contiguous: of networks that are channels last, every layer before it would
+    then work across formats, and a step take a sixth to a third longer (docs/experiments.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square().mean((2, 3))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        factor = gradients[0] * (2 / (x.shape[2] * x.shape[3]))
+        return x * factor[:, :, None, None]
+
+
+def channel_energy(features: Tensor) -> Tensor:
+    """a = mean over space of F^2, l2-normalised over the channels, ``[N, K]`` (HAST)."""
+    return functional.normalize(_Energy.apply(features), dim=1)
+
+
+def feature_alignment(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """sum over blocks of mean((a_q - a_f)^2) (HAST, eq. 7); feature maps ``[N, K, h, w]``."""
+    return torch.stack(
+        [
+            functional.mse_loss(channel_energy(own), channel_energy(wanted))
+            for own, wanted in zip(student, teacher, strict=True)
+        ]
+    ).sum()

@@ -1,0 +1,119 @@
+"""A fine-tuning that is not ended yet: its students and progress in a work folder."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from synq.errors import ArtifactError
+from synq.finetuning.training import Part, Progress
+from synq.io.artifacts import read_checkpoint, write_checkpoint
+from synq.quantization.student import student_tensors
+
+
+class Work:
+    """The folder ``<output>.work``: a student an epoch, and the state that names the newest.
+
+    A process that was told to end leaves the middle of an epoch, too.
+    """
+
+    def __init__(self, output: Path, record: Mapping[str, Any]) -> None:
+        """``record`` is all that must be equal for a saved state to be continued."""
+        self.folder = output.with_name(f"{output.stem}.work")
+        self.record = record
+
+    def student(self, epoch: int) -> dict[str, Tensor]:
+        return read_checkpoint(self._student(epoch), "student")[0]
+
+    def students(self, epochs: Iterable[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        return ((epoch, self.student(epoch)) for epoch in epochs)
+
+    def save(self, student: nn.Module, state: Progress) -> None:
+        """Write the student first, and the state that names it last.
+
+        A kill between the two loses an epoch, and no file is taken for another.
+        """
+        told = {
+            "epoch": state.epoch,
+            "history": state.history,
+            "run": json.dumps(self.record, sort_keys=True),
+        }
+        tensors = student_tensors(student)
+        if state.part is None:
+            record = {**self.record, "epoch": state.epoch}
+            write_checkpoint(self._student(state.epoch), "student", tensors, record)
+            write_checkpoint(self._state, "state", state.momentum, told)
+            self._part.unlink(missing_ok=True)
+            return
+        groups = {
+            "student": tensors,
+            "momentum": state.momentum,
+            "part": {"sums": state.part.sums, "generator": state.part.generator},
+        }
+        whole = {
+            f"{group}/{name}": tensor
+            for group, members in groups.items()
+            for name, tensor in members.items()
+        }
+        write_checkpoint(self._part, "part", whole, {**told, "steps": state.part.steps})
+
+    def resume(self, student: nn.Module) -> tuple[Progress | None, str]:
+        """Load the newest student of the same run; its progress, and a line that tells of it."""
+        if not self.folder.exists():
+            return None, ""
+        try:
+            momentum, saved = read_checkpoint(self._state, "state")
+            for epoch in range(saved["epoch"] + 1):
+                tensors = self.student(epoch)
+            self._check(saved)
+        except (ArtifactError, KeyError) as error:
+            return None, f"starting from the beginning: {error}"
+        state = Progress(saved["epoch"], tuple(saved["history"]), momentum)
+        text = f"going on after epoch {state.epoch}"
+        with contextlib.suppress(ArtifactError, KeyError):
+            tensors, state = self._within(state)
+            text += f" and {state.part.steps if state.part else 0} steps"
+        student.load_state_dict(tensors)
+        return state, text
+
+    def _within(self, state: Progress) -> tuple[dict[str, Tensor], Progress]:
+        """The student and the progress in the epoch after ``state``'s; ArtifactError if none."""
+        whole, saved = read_checkpoint(self._part, "part")
+        self._check(saved)
+        if saved["epoch"] != state.epoch:
+            raise ArtifactError("the saved part is of another epoch")
+        part = Part(saved["steps"], **_group(whole, "part"))
+        return _group(whole, "student"), Progress(
+            state.epoch, state.history, _group(whole, "momentum"), part
+        )
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check(self, saved: Mapping[str, Any]) -> None:
+        if saved["run"] != json.dumps(self.record, sort_keys=True):
+            raise ArtifactError("the saved state has other settings")
+
+    def _student(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:04d}.safetensors"
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    @property
+    def _part(self) -> Path:
+        return self.folder / "part.safetensors"
+
+
+def _group(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    start = f"{group}/"
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }

@@ -1,0 +1,204 @@
+"""Quantization-aware fine-tuning of the student on synthetic images (paper, algorithm 1)."""
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from synq.config.finetune import Finetune
+from synq.errors import DivergenceError
+from synq.finetuning import losses
+from synq.finetuning.batches import Images
+from synq.finetuning.objective import Objective, Terms
+from synq.runtime.process import autocast, generator_for
+from synq.runtime.progress import progress
+from synq.runtime.team import ALONE, Team
+
+# Looking at a loss makes a GPU wait. A loss that is not finite stays so in the epoch's sum.
+STEPS_UNSEEN = 20
+
+
+class Part(NamedTuple):
+    """Where an epoch was stopped: steps done, sums of the losses, state of its generator."""
+
+    steps: int
+    sums: Tensor
+    generator: Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """All that an interrupted fine-tuning needs to go on, beside the student itself.
+
+    ``epoch`` counts whole epochs; ``part`` is what was done of the next one.
+    """
+
+    epoch: int = 0
+    history: tuple[dict[str, float], ...] = ()
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+    part: Part | None = None
+
+
+@contextlib.contextmanager
+def terminations() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGTERM came, which is held back within the block.
+
+    A second one ends the process at once, as it does outside. In another thread than the main one
+    signals cannot be held back.
+    """
+    came: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        came.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def held_out_loss(
+    teacher: nn.Module, student: nn.Module, images: Images, settings: Finetune, team: Team = ALONE
+) -> float:
+    """Mean distillation loss on the held-out images, which selects the epoch; nan if none."""
+    if not len(images.held_out):
+        return math.nan
+    total = torch.zeros((), device=images.device)
+    with torch.inference_mode(), autocast(images.device, settings.precision):
+        for batch, _ in images.batches(images.held_out.split(settings.batch_size), team=team):
+            if len(batch):
+                own, wanted = student(batch).float(), teacher(batch).float()
+                total += losses.distillation(own, wanted, settings.temperature) * len(batch)
+    with torch.no_grad():
+        team.add([total])
+    return float(total) / len(images.held_out)
+
+
+def finetune(
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Images,
+    settings: Finetune,
+    seed: int,
+    state: Progress,
+    team: Team = ALONE,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Progress]:
+    """Fine-tune in place and yield the progress after every epoch, the state's own to begin with.
+
+    ``student`` is calibrated, or holds the weights of ``state``. Each epoch's randomness depends on
+    the seed and its number alone, so that a resumed run is the uninterrupted one. When ``stopped``
+    says so, the last progress is within an epoch. Raises DivergenceError when a loss is not finite.
+    """
+    student.eval().requires_grad_(True)
+    named = dict(student.named_parameters())
+    optimizer = torch.optim.SGD(
+        named.values(),
+        settings.learning_rate,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=True,
+    )
+    for name, buffer in state.momentum.items():
+        optimizer.state[named[name]]["momentum_buffer"] = buffer.to(named[name].device)
+    if not state.history:
+        loss = held_out_loss(teacher, student, images, settings, team)
+        state = replace(state, history=({"epoch": 0, "held_out": loss},))
+        yield state
+    with Objective(teacher, student, settings, images.shape) as objective:
+        epochs = Epochs(objective, optimizer, images, seed, team, stopped)
+        while state.epoch < settings.epochs:
+            record, part = epochs.run(state.epoch + 1, state.part)
+            momentum = {
+                name: optimizer.state[parameter]["momentum_buffer"].clone()
+                for name, parameter in named.items()
+                if optimizer.state[parameter].get("momentum_buffer") is not None
+            }
+            if part:
+                yield replace(state, momentum=momentum, part=part)
+                return
+            record["held_out"] = held_out_loss(teacher, student, images, settings, team)
+            state = Progress(state.epoch + 1, (*state.history, record), momentum)
+            yield state
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Passes over the training images, and what they have in common."""
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    images: Images
+    seed: int
+    team: Team
+    stopped: Callable[[], bool]
+
+    def run(self, epoch: int, part: Part | None) -> tuple[dict[str, float], Part | None]:
+        """One pass, or the rest of it: the mean of each loss; or where it was stopped."""
+        settings = self.objective.settings
+        passed = sum(epoch > milestone for milestone in settings.lr_milestones)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * settings.lr_decay**passed
+        generator = generator_for(self.seed, "finetune", epoch)
+        train = self.images.train
+        batches = train[torch.randperm(len(train), generator=generator)].split(settings.batch_size)
+        done, device = 0, self.images.device
+        sums = torch.zeros(len(Terms._fields) + 1, device=device)
+        if part:
+            done, sums = part.steps, part.sums.to(device)
+            generator.set_state(part.generator)
+        bar = progress(
+            self.images.batches(batches[done:], generator, self.team),
+            f"epoch {epoch}/{settings.epochs}",
+            len(batches),
+            done,
+        )
+        for step, (images, labels) in enumerate(bar, done + 1):
+            sums += self.step(images, labels, len(batches[step - 1]))
+            last = step == len(batches)
+            seen = last or step % STEPS_UNSEEN == 0
+            if seen and not torch.isfinite(sums[-1]):
+                raise DivergenceError(
+                    f"the fine-tuning loss is not finite in epoch {epoch}, at step {step} or up to "
+                    f"{STEPS_UNSEEN - 1} before; "
+                    "lower finetune.learning_rate or finetune.cam_weight"
+                )
+            # To ask the others is to wait for them.
+            asked = seen or self.team.size == 1
+            if asked and not last and self.team.any(self.stopped(), device):
+                return {}, Part(step, sums, generator.get_state())
+        means = (sums / len(train)).tolist()
+        return {"epoch": epoch, **dict(zip((*Terms._fields, "total"), means, strict=True))}, None
+
+    def step(self, images: Tensor, labels: Tensor, count: int) -> Tensor:
+        """One step on a batch of ``count`` images, of which these are the process's own share.
+
+        The sum of each loss over the whole batch.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        if len(images):
+            terms = self.objective.backward(images, labels)
+            sums = torch.stack([*terms, self.objective.total(terms)]) * len(images)
+        else:
+            sums = torch.zeros(len(Terms._fields) + 1, device=images.device)
+        if self.team.size > 1:
+            gradients = []
+            for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+                if parameter.grad is None:  # no image of this batch was the process's own
+                    parameter.grad = torch.zeros_like(parameter)
+                # The losses are means over the images.
+                gradients.append(parameter.grad.mul_(len(images) / count))
+            self.team.add([sums, *gradients])
+        self.optimizer.step()
+        return sums

@@ -1,0 +1,162 @@
+"""Synthetic images in HDF5: one file a group of classes, read as one set.
+
+The format is documented in ``results/README.md``.
+"""
+
+import bisect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy
+import torch
+from torch import Tensor
+
+from synq.errors import ArtifactError
+from synq.io.hdf5 import array, checksum, opened, refusing, written
+
+# Name -> type and number of dimensions, in the order that the checksum takes them.
+ARRAYS = {"images": ("<f2", 4), "labels": ("<i8", 1), "confidence": ("<f4", 1)}
+
+
+REMEDY = "delete it and run the synthesis again"
+
+
+def write_shard(
+    path: Path, images: Tensor, labels: Tensor, confidence: Tensor, record: Mapping[str, Any]
+) -> None:
+    """Write ``[N, C, H, W]`` images, ``[N]`` labels and ``[N]`` teacher confidences.
+
+    Images are rounded to float16, by under a tenth of a step of an 8-bit image. The same content
+    gives the same bytes. ``record`` values are numbers, texts, lists of numbers, or mappings, which
+    are stored as JSON.
+    """
+    arrays = {"images": images, "labels": labels, "confidence": confidence}
+    with written(path, "shard") as file:
+        for name, (dtype, _) in ARRAYS.items():
+            values = arrays[name].detach().cpu().numpy().astype(dtype)
+            file.create_dataset(name, data=values, track_times=False)
+        for key, value in record.items():
+            stored = json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
+            file.attrs[key] = stored
+        file.attrs["checksum"] = checksum((name, file[name]) for name in ARRAYS)
+
+
+class Place(NamedTuple):
+    """Where the images of a shard lie: in one piece of its file."""
+
+    path: Path
+    offset: int  # bytes
+    first: int  # position of its first image in the set
+
+
+class ShardSet:
+    """Several shards as one set of images, each read from its file when it is asked for.
+
+    No file stays open: a set may have more of them than a process may hold.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        teacher_sha256: str,
+        classes: int | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Check the files; ArtifactError names the one that does not fit.
+
+        Where they are given, labels are below ``classes`` and images are of ``image_shape``.
+        """
+        if not paths:
+            raise ArtifactError("no shard was given; fine-tuning needs synthetic images")
+        self.checksums: list[str] = []
+        self._places: list[Place] = []
+        labels: list[Tensor] = []
+        shapes: dict[tuple[int, int, int], Path] = {}
+        for path in paths:
+            with open_shard(path, teacher_sha256, classes, image_shape) as file:
+                self.checksums.append(file.attrs["checksum"])
+                offset = file["images"].id.get_offset()
+                self._places.append(Place(path, offset, sum(map(len, labels))))
+                labels.append(torch.from_numpy(file["labels"][:]))
+                _, channels, height, width = file["images"].shape
+                shapes.setdefault((channels, height, width), path)
+        if len(shapes) > 1:
+            one, other, *_ = shapes.items()
+            raise ArtifactError(f"{one[1]} has images of {one[0]}, {other[1]} of {other[0]}")
+        (self.image_shape,) = shapes
+        self.labels = torch.cat(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, indices: Tensor) -> Tensor:
+        """The images of these positions, ``[len(indices), C, H, W]``, float32 on the CPU."""
+        images = torch.empty(len(indices), *self.image_shape)
+        for row, index in enumerate(indices.tolist()):
+            images[row] = torch.from_numpy(self._image(index))
+        return images
+
+    def _image(self, index: int) -> numpy.ndarray:
+        # Straight from its bytes, as a contiguous data set has them: the HDF5 library would read
+        # one image at a time in all threads, and keep every file open.
+        place = self._places[bisect.bisect(self._places, index, key=lambda p: p.first) - 1]
+        count = math.prod(self.image_shape)
+        offset = place.offset + (index - place.first) * count * 2
+        return numpy.fromfile(place.path, ARRAYS["images"][0], count, offset=offset).reshape(
+            self.image_shape
+        )
+
+
+def open_shard(
+    path: Path,
+    teacher_sha256: str | None = None,
+    classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> h5py.File:
+    """A shard that is whole and fits what is given; ArtifactError says what does not."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; run the synthesis")
+    file = opened(path, "shard", REMEDY)
+    with refusing(path, REMEDY, file):
+        _check_origin(path, str(file.attrs["teacher_sha256"]), teacher_sha256)
+        _check(file, classes, image_shape)
+    return file
+
+
+def _check_origin(path: Path, found: str, wanted: str | None) -> None:
+    if wanted is not None and found != wanted:
+        raise ArtifactError(
+            f"{path} was made from another model (SHA-256 {found[:12]}..., not {wanted[:12]}...); "
+            f"{REMEDY}"
+        )
+
+
+def _check(file: h5py.File, classes: int | None, image_shape: tuple[int, int, int] | None) -> None:
+    """ValueError where a shard is not what ``results/README.md`` says; shapes before values."""
+    arrays = {name: array(file, name, *what) for name, what in ARRAYS.items()}
+    images, labels = arrays["images"], arrays["labels"]
+    if len({len(data) for data in arrays.values()}) != 1 or not len(images):
+        raise ValueError("it holds no images, or not one label an image")
+    if not images.size:
+        raise ValueError("its images have no pixels")
+    if image_shape and images.shape[1:] != image_shape:
+        raise ValueError(f"its images are {images.shape[1:]}, the network takes {image_shape}")
+    known = labels[:]
+    if known.min() < 0 or (classes is not None and known.max() >= classes):
+        raise ValueError(f"its labels are not among the {classes} classes")
+    if file.attrs["checksum"] != checksum(arrays.items(), finite=True):
+        raise ValueError("it does not match its checksum")
+
+
+def split(labels: Tensor, holdout: float) -> tuple[Tensor, Tensor]:
+    """Positions to train on and to select on: the last share of each class is held out."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        own = (labels == label).nonzero().squeeze(1)
+        count = int(len(own) * holdout)
+        held[own[len(own) - count :]] = True
+    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)

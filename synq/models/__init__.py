@@ -1,0 +1,1 @@
+"""Full-precision networks: where they come from and what layers they have."""

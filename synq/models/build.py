@@ -1,0 +1,81 @@
+"""Networks by the name of their architecture in pytorchcv."""
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytorchcv
+import torch
+from torch import Tensor, nn
+
+from synq.errors import ModelError, UserError, nearest, reason
+
+# pytorchcv.model_provider imports every family, and with one of them torchvision, whose compiled
+# part must match torch's. The families themselves need neither, so the one that defines the name
+# is imported alone.
+_DEFINITION = re.compile(r"^def (?!get_|lambda_|create_|calc_)([a-z0-9_]+)\(", re.MULTILINE)
+
+
+def architectures() -> dict[str, str]:
+    """Name -> module of every architecture of pytorchcv."""
+    folder = Path(pytorchcv.__file__).parent / "models"
+    found: dict[str, str] = {}
+    for file in sorted(folder.glob("*.py")):
+        for name in _DEFINITION.findall(file.read_text("utf-8")):
+            found.setdefault(name, f"pytorchcv.models.{file.stem}")
+    return found
+
+
+def build(architecture: str, classes: int, channels: int, image_size: int) -> nn.Module:
+    """A network with random weights that maps ``[N, channels, size, size]`` to ``[N, classes]``."""
+    known = architectures()
+    if architecture not in known:
+        raise ModelError(
+            f"architecture is {architecture!r}, which pytorchcv does not have; "
+            f"{nearest(architecture, known) if len(known) < 20 else _closest(architecture, known)}"
+        )
+    make = getattr(importlib.import_module(known[architecture]), architecture)
+    size = (image_size, image_size)
+    return checked(
+        lambda: make(num_classes=classes, in_channels=channels, in_size=size, pretrained=False),
+        architecture,
+        classes,
+        channels,
+        image_size,
+    )
+
+
+def checked(
+    make: Callable[[], nn.Module], name: str, classes: int, channels: int, image_size: int
+) -> nn.Module:
+    """What ``make`` returns, in evaluation mode, if it is such a classifier; else ModelError."""
+    try:
+        model = make()
+        model.eval()
+        with torch.no_grad():
+            logits = model(torch.zeros(2, channels, image_size, image_size))
+    except UserError:
+        raise
+    except Exception as error:  # a network's own code raises whatever it likes
+        raise ModelError(
+            f"{name} cannot be built for {classes} classes of {channels}x{image_size}x"
+            f"{image_size} images: {reason(error)}"
+        ) from None
+    shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    if shape != [2, classes]:
+        raise ModelError(
+            f"{name} gives {shape} for 2 images of {image_size} px, not "
+            f"[2, {classes}]; is image_size the size it was made for?"
+        )
+    return model
+
+
+def _closest(name: str, known: Mapping[str, str]) -> str:
+    text = nearest(name, known)
+    return text if text.startswith("did") else "the names are those of pytorchcv.model_provider"
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode, its parameters without gradients."""
+    return model.eval().requires_grad_(False)

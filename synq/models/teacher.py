@@ -1,0 +1,137 @@
+"""Teachers and students on disk: a checkpoint and everything that is needed to build it again."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synq.config.images import RealImages
+from synq.config.model import Model
+from synq.config.synthesis import Synthesis
+from synq.errors import ArtifactError, ConfigError
+from synq.io.artifacts import file_sha256, read_checkpoint, write_checkpoint
+from synq.models.build import frozen
+from synq.models.sources import construct
+from synq.models.weights import load_weights
+from synq.runtime.process import versions
+
+LARGEST_IMAGE = 2048  # pixels a side
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A full-precision network, frozen, and what its input looks like."""
+
+    model: nn.Module
+    sha256: str
+    name: str
+    classes: int
+    image_shape: tuple[int, int, int]
+    mean: list[float]
+    std: list[float]
+
+
+def write_teacher(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    settings: Model,
+    *,
+    name: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    origin: str,
+) -> None:
+    """Write a teacher as safetensors, with all that ``read_teacher`` needs to build it again."""
+    record = {
+        "name": name,
+        "source": settings.source,
+        "architecture": settings.architecture,
+        "factory": settings.factory,
+        "classes": settings.classes,
+        "channels": settings.channels,
+        "image_size": settings.image_size,
+        "mean": list(mean),
+        "std": list(std),
+        "origin": origin,
+        "versions": versions(),
+    }
+    write_checkpoint(path, "teacher", tensors, record)
+
+
+def read_teacher(path: Path, device: torch.device) -> Teacher:
+    """Build the network that a teacher's file describes and load it, frozen."""
+    tensors, record = read_checkpoint(path, "teacher")
+    _check_record(path, record, tensors)
+    try:
+        channels, size = record["channels"], record["image_size"]
+        model = construct(
+            record["source"],
+            record["architecture"],
+            record["factory"],
+            classes=record["classes"],
+            channels=channels,
+            image_size=size,
+        )
+        load_weights(model, tensors, str(path))
+        return Teacher(
+            # Channels last: a third less time a forward on a CPU (docs/experiments.md).
+            frozen(model).to(device=device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            file_sha256(path),
+            record["name"],
+            record["classes"],
+            (channels, size, size),
+            record["mean"],
+            record["std"],
+        )
+    except KeyError as error:
+        raise ArtifactError(f"{path} lacks {error} in its record; make it again") from None
+
+
+def _check_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """ArtifactError where these tensors cannot be the weights of the network that is asked for.
+
+    The network is built before they are loaded, and building an absurd one takes all memory.
+    """
+    largest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1)
+    limits = {"classes": largest, "channels": largest, "image_size": LARGEST_IMAGE}
+    right = all(
+        type(record.get(key)) is int and 1 <= record[key] <= limit for key, limit in limits.items()
+    )
+    right = right and all(isinstance(record.get(key), str) for key in ("name", "architecture"))
+    for key in ("mean", "std"):
+        values: Any = record.get(key)
+        right = right and isinstance(values, list) and len(values) == record["channels"]
+        right = right and all(type(v) in (int, float) and abs(v) < math.inf for v in values)
+    if not right or min(record["std"]) <= 0:
+        raise ArtifactError(f"{path} has a record that does not fit its weights; make it again")
+
+
+def check_classes(classes: Sequence[int], teacher: Teacher) -> None:
+    """ConfigError where the teacher has no such class."""
+    for number in classes:
+        if not 0 <= number < teacher.classes:
+            raise ConfigError(
+                f"class {number} does not exist; {teacher.name} has 0 to {teacher.classes - 1}"
+            )
+
+
+def shard_record(
+    teacher: Teacher, classes: Sequence[int], seed: int, settings: Synthesis | RealImages
+) -> dict[str, Any]:
+    """The attributes of a shard that was made with this teacher."""
+    return {
+        "classes": classes,
+        "model": teacher.name,
+        "teacher_sha256": teacher.sha256,
+        "mean": teacher.mean,
+        "std": teacher.std,
+        "seed": seed,
+        "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
+        "versions": versions(),
+    }

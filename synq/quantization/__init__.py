@@ -1,0 +1,1 @@
+"""Quantizers, quantized layers, calibration, students and their export."""

@@ -1,0 +1,134 @@
+"""Following one forward of a network: what runs, what it calls, where each tensor comes from."""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+IMAGE, QUANTIZED = "image", "quantized"
+
+
+# What these give holds no value that was not in their input, or zero: codes stay codes.
+PRESERVING = {
+    *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "pad", "dropout"),
+    *("flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
+    *("chunk", "split", "cat", "stack", "getitem", "unbind", "clone", "detach", "to", "roll"),
+    *(
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "dropout2d",
+        "expand",
+        "narrow",
+        "index_select",
+    ),
+}
+
+
+SPOKEN = {"add": "sum", "iadd": "sum", "radd": "sum", "mul": "product", "imul": "product"}
+
+
+class Visit(NamedTuple):
+    """One call of a module: the whole shapes of its first input and its first output."""
+
+    input: list[int] | None
+    output: list[int] | None
+
+
+@dataclass
+class Visits:
+    """All calls of one module, and where the input of the first came from."""
+
+    calls: list[Visit] = field(default_factory=list)
+    origin: str = ""
+
+
+class Trace(TorchFunctionMode):
+    """One forward, as it was seen.
+
+    ``visits`` holds the modules in the order of execution, ``functions`` the pairs of a module
+    (None outside of all) and a torch function that its own forward called. ``origin`` is
+    ``quantized`` where the tensor came from a module of the types ``quantized`` and kept its
+    values, or else the function that made it.
+    """
+
+    def __init__(self, model: nn.Module, quantized: Collection[type[nn.Module]]) -> None:
+        super().__init__()
+        self.model, self.quantized = model, quantized
+        self.visits: dict[nn.Module, Visits] = {}
+        self.functions: dict[tuple[nn.Module | None, Callable[..., Any]], None] = {}
+        self._running: list[nn.Module] = []
+        self._origins: Any = WeakTensorKeyDictionary()
+
+    def run(self, image_shape: tuple[int, int, int]) -> None:
+        """Send one image of zeros ``[1, C, H, W]`` through the model in evaluation mode.
+
+        The model is as it was afterwards, also after an exception: no hook, no changed statistics.
+        """
+        image = next(self.model.parameters()).new_zeros(1, *image_shape)
+        self._origins[image] = IMAGE
+        with _evaluating(self.model), self._hooks(), torch.no_grad(), self:
+            self.model(image)
+
+    @contextlib.contextmanager
+    def _hooks(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for module in self.model.modules():
+                stack.callback(module.register_forward_pre_hook(self._enter).remove)
+                stack.callback(module.register_forward_hook(self._leave).remove)
+            yield
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._running.append(module)
+        visits = self.visits.setdefault(module, Visits())
+        for tensor in _tensors(args[:1]):
+            visits.origin = visits.origin or self._origins.get(tensor, "")
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._running.pop()
+        self.visits[module].calls.append(Visit(_shape(args), _shape(output)))
+        if type(module) in self.quantized:
+            for tensor in _tensors(output):
+                self._origins[tensor] = QUANTIZED
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.functions[self._running[-1] if self._running else None, func] = None
+        name = getattr(func, "__name__", "").strip("_")
+        origin = SPOKEN.get(name, name)
+        if name in PRESERVING and args:
+            sources = [self._origins.get(tensor) for tensor in _tensors(args[0])]
+            mixed = [source for source in sources if source != QUANTIZED]
+            origin = (mixed[0] or name) if mixed else QUANTIZED
+        for tensor in _tensors(result):
+            self._origins[tensor] = origin
+        return result
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of a tensor, or of a list or tuple of them."""
+    for entry in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(entry, Tensor):
+            yield entry
+
+
+def _shape(value: Any) -> list[int] | None:
+    return next((list(tensor.shape) for tensor in _tensors(value)), None)

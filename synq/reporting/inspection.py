@@ -1,0 +1,78 @@
+"""Whether a network fits the program, and everything that decides it, before any work."""
+
+import copy
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from synq.config.finetune import Finetune
+from synq.errors import ModelError
+from synq.models.structure import batchnorms, cam_layer, feature_blocks
+from synq.quantization.convert import packed_bytes, quantize
+from synq.quantization.coverage import examine, refuse
+from synq.synthesis.patches import PatchReader, uses_patches
+
+WIDTHS = (32, 8, 4, 3, 2)
+
+
+def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What ``synq inspect`` tells of a network, ready for JSON.
+
+    ``problems`` are the errors that the stages would end with, in their own words, and ``needs``
+    the settings without which fine-tuning would. The network fits where there is no problem.
+    """
+    anatomy = examine(model, image_shape)
+    layers = anatomy.of("layer")
+    synthesis: list[str] = []
+    quantization: list[str] = []
+    needs: list[str] = []
+    by_patches = uses_patches("auto", model)
+    if by_patches:
+        _attempt(synthesis, lambda: PatchReader(model, image_shape))
+    else:
+        _attempt(synthesis, lambda: batchnorms(model))
+    if not (synthesis or anatomy.batchnorms or by_patches):
+        synthesis.append("no forward of the model passes one of its BatchNorm layers")
+    student = copy.deepcopy(model)
+    _attempt(quantization, lambda: refuse(anatomy))
+    _attempt(quantization, lambda: quantize(student, WIDTHS[-1], WIDTHS[-1]))
+    layer = _attempt([], lambda: cam_layer(model, image_shape))
+    blocks = _attempt([], lambda: feature_blocks(model)) or []
+    if layer is None and Finetune().cam != "off":
+        needs.append("finetune.cam: off")
+    if not blocks and Finetune().feature_weight > 0:
+        needs.append("finetune.feature_weight: 0")
+    problems = [*synthesis, *quantization[:1]]
+    return {
+        **dataclasses.asdict(anatomy),
+        "shared_activations": anatomy.shared_activations,
+        "inputs": dict(Counter(layer.input for layer in layers if layer.calls)),
+        "prior": "patches" if by_patches else "batchnorm",
+        "cam_layer": layer,
+        "feature_blocks": blocks,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "quantized_parameters": sum(
+            math.prod(layer.weight or [0]) for layer in layers if not layer.reason
+        ),
+        "multiply_adds": sum(layer.multiply_adds or 0 for layer in layers),
+        # Full precision needs no ranges, so it is counted without them, as evaluation does.
+        "bytes": {
+            str(bits): packed_bytes(student if bits < 32 else model, bits) for bits in WIDTHS
+        },
+        "problems": problems,
+        "needs": needs,
+        "fits": not problems,
+    }
+
+
+def _attempt(problems: list[str], check: Callable[[], Any]) -> Any:
+    """The check's result, or None and its error among the problems."""
+    try:
+        return check()
+    except ModelError as error:
+        problems.append(str(error))
+        return None

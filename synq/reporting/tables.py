@@ -1,0 +1,129 @@
+"""Tables of results over seeds."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas
+
+from synq.config.published import published
+
+KEYS = ["model", "bits", "method"]
+
+
+ACCURACIES = ["calibrated", "last", "selected", "best_on_test"]
+
+
+EXPORTED = ["onnx_bytes", "agreement"]
+
+
+DIFFERENCE = "difference"
+
+
+def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
+    """One row a model, width and method: top-1 in percent, mean and standard deviation over seeds.
+
+    ``metrics`` are the contents of metrics.json, where a mapping ``seconds`` of stage to seconds
+    may be added, and the content of export.json as ``export``, of which the smallest agreement is
+    shown. The standard deviation is the sample's, and missing for one seed. ``published`` is the
+    papers' number for the same network, data, width and method, missing where there is none.
+    """
+    rows = [
+        {
+            **{key: entry[key] for key in (*KEYS, "seed", "images", "weight_bytes")},
+            "published": published(entry["published"], entry["method"], entry["bits"]),
+            "remark": entry["remark"],
+            "full_precision": entry["teacher"]["top1"],
+            "float_bytes": entry["teacher"]["weight_bytes"],
+            **{name: entry[name]["top1"] for name in ACCURACIES},
+            **{name: (entry.get("export") or {}).get(name) for name in EXPORTED},
+            **{f"{stage}_seconds": value for stage, value in entry.get("seconds", {}).items()},
+        }
+        for entry in metrics
+    ]
+    frame = pandas.DataFrame(rows)
+    groups = frame.groupby(KEYS, sort=False)
+    seconds = [name for name in frame.columns if name.endswith("_seconds")]
+    table = groups.size().rename("seeds").to_frame()
+    table["full_precision"] = groups["full_precision"].first()
+    for name in ACCURACIES:
+        table[f"{name}_mean"] = groups[name].mean()
+        table[f"{name}_std"] = groups[name].std()
+    for name in ("published", "images", "weight_bytes", "float_bytes"):
+        table[name] = groups[name].first().astype(frame[name].dtype)
+    for name in EXPORTED:
+        # None where there is no export; the worst of the seeds.
+        table[name] = groups[name].min().astype(float)
+    table["remark"] = groups["remark"].agg(lambda own: "; ".join(filter(None, own.unique())))
+    for name in seconds:
+        table[name] = groups[name].mean()
+    return table.reset_index()
+
+
+def ablation_table(metrics: Sequence[dict[str, Any]], full: str) -> pandas.DataFrame:
+    """The same rows with each method's difference to ``full``, of the last epoch and the selected.
+
+    The difference is taken seed by seed, so that what the seeds share cancels; mean and standard
+    deviation over the seeds that both have.
+    """
+    frame = pandas.DataFrame(
+        {**{key: entry[key] for key in (*KEYS, "seed")}, **_top1(entry)} for entry in metrics
+    )
+    keys = ["model", "bits", "seed"]
+    reference = frame[frame["method"] == full].drop(columns="method")
+    paired = frame.merge(reference, "left", on=keys, suffixes=("", "_full"))
+    for name in ("last", "selected"):
+        paired[f"{name}_{DIFFERENCE}"] = paired[name] - paired[f"{name}_full"]
+    differences = [f"{name}_{DIFFERENCE}" for name in ("last", "selected")]
+    groups = paired.groupby(KEYS, sort=False)
+    table = accuracy_table(metrics).set_index(KEYS)
+    for name in differences:
+        table[f"{name}_mean"] = groups[name].mean()
+        table[f"{name}_std"] = groups[name].std()
+    return table.reset_index()
+
+
+def _top1(entry: dict[str, Any]) -> dict[str, float]:
+    return {name: entry[name]["top1"] for name in ("last", "selected")}
+
+
+def readable(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The same table for people: mean ± std in one cell, sizes in kB, seconds rounded."""
+    shown = table[[*KEYS, "seeds"]].copy()
+    shown["full precision"] = [_number(value) for value in table["full_precision"]]
+    for column in table.columns:
+        if column.endswith("_mean"):
+            name = column.removesuffix("_mean")
+            sign = "+" if name.endswith(DIFFERENCE) else ""
+            pairs = zip(table[column], table[f"{name}_std"], strict=True)
+            shown[name.replace("_", " ")] = [_mean_std(*pair, sign) for pair in pairs]
+    if table["published"].notna().any():
+        shown["published"] = [_number(value) for value in table["published"]]
+    shown["images"] = table["images"]
+    shown["kB"] = (table["weight_bytes"] / 1000).map("{:.1f}".format)
+    shown["float kB"] = (table["float_bytes"] / 1000).map("{:.1f}".format)
+    if table["onnx_bytes"].notna().any():
+        shown["onnx kB"] = (table["onnx_bytes"] / 1000).map("{:.1f}".format).replace("nan", "")
+        shown["onnx agrees"] = [_number(value) for value in table["agreement"]]
+    for name in table.columns:
+        if name.endswith("_seconds"):
+            label = name.removesuffix("_seconds") + " s"
+            shown[label] = table[name].map("{:.0f}".format).replace("nan", "")
+    return shown
+
+
+def remarks(table: pandas.DataFrame) -> list[str]:
+    """What to know of the numbers: a line for each remark on a model's runs."""
+    rows = table[["model", "remark"]].drop_duplicates().to_dict("records")
+    return [f"{row['model']}: {row['remark']}" for row in rows if row["remark"]]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _mean_std(mean: float, std: float, sign: str) -> str:
+    if math.isnan(mean):
+        return ""
+    shown = f"{mean:{sign}.2f}"
+    return shown if math.isnan(std) else f"{shown} ± {std:.2f}"

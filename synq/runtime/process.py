@@ -1,0 +1,103 @@
+"""Where and how a stage runs: device, threads, randomness, progress, versions."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable
+
+import h5py
+import numpy
+import torch
+from torch import Tensor, nn
+
+import synq
+from synq.errors import ConfigError, reason
+from synq.runtime.devices import take
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (a GPU where there is one, else the CPU), ``cpu``, ``cuda`` (a GPU) or ``cuda:n``.
+
+    Of several GPUs it is one that no other process has, if there is one; see ``synq.devices``.
+    """
+    try:
+        device = torch.device("cuda" if name == "auto" else name)
+    except RuntimeError:
+        raise ConfigError(f"device is {name!r}; write auto, cpu, cuda or cuda:0") from None
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        if name == "auto":
+            return torch.device("cpu")
+        raise ConfigError(f"device is {name!r}, but torch sees no GPU here; write auto or cpu")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ConfigError(f"device is {name!r}, but torch sees {count} here; the first is cuda:0")
+    devices = tuple(range(count)) if device.index is None else (device.index,)
+    return torch.device("cuda", take(devices)[0])
+
+
+def prepare(device: str, threads: int) -> torch.device:
+    """Set the process up: threads (0: torch's choice) and repeatable kernels; give the device."""
+    if threads:
+        torch.set_num_threads(threads)
+    # cuBLAS is repeatable with this workspace alone; it must be set before CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return resolve_device(device)
+
+
+def generator_for(*key: int | str) -> torch.Generator:
+    """A CPU generator whose stream depends on the key alone, e.g. ``(seed, "synthesis", 3)``.
+
+    Stages draw on the CPU and move the numbers, so that every device starts from the same ones,
+    and no job's numbers depend on how many others run.
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    generator = torch.Generator()
+    generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return generator
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network's convolutions and products run in ``precision``.
+
+    Quantizers, losses, statistics and parameters stay in float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def compiled(network: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
+    """``network`` by torch.compile in one of its modes, or as it is (``off``).
+
+    Calling it raises ConfigError where torch cannot compile.
+    """
+    if mode == "off":
+        return network
+    faster = torch.compile(network, dynamic=False, mode=mode)
+
+    def forward(images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = faster(images)
+        except RuntimeError as error:
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise
+            raise ConfigError(
+                f"synthesis.synthesis_compile is {mode}, but torch cannot compile the network here "
+                f"({reason(error)}); install a C++ compiler (for a GPU, Triton too), or write off"
+            ) from error
+        return logits
+
+    return forward
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the results."""
+    return {
+        "synq": synq.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "h5py": h5py.__version__,
+    }

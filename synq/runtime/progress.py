@@ -1,0 +1,30 @@
+"""Progress as a bar on a terminal, as lines in a log."""
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+class _LogLines(tqdm):  # type: ignore[type-arg]
+    """Progress as plain lines: a log has no cursor to move."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        print(msg or str(self), file=sys.stderr, flush=True)
+        return True
+
+
+def progress(
+    steps: Iterable[Any], text: str, total: int | None = None, done: int = 0
+) -> "tqdm[Any]":
+    """``steps`` with a bar on a terminal, or a line every ten seconds in a log."""
+    # All processes of a team do the same; one is enough to look at.
+    silent = os.environ.get("RANK", "0") != "0"
+    if silent or sys.stderr.isatty():
+        return tqdm(steps, text, total, initial=done, disable=silent)
+    line = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left {postfix}"
+    return _LogLines(
+        steps, text, total, initial=done, mininterval=10, maxinterval=10, bar_format=line
+    )

@@ -1,0 +1,316 @@
+"""The config as a whole: layers, names, the grid, and the files that come with the project."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from synq.config.plan import plan, shard_classes, shard_name
+from synq.errors import ConfigError
+
+PROJECT = Path(__file__).parents[3]
+OVERLAYS = sorted((PROJECT / "experiments").glob("*.yaml"))
+
+
+def read(path):
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def merged(base, overlay):
+    """As Snakemake merges config files: mappings deeply, all else replaced."""
+    if not (isinstance(base, dict) and isinstance(overlay, dict)):
+        return overlay
+    return base | {key: merged(base.get(key), value) for key, value in overlay.items()}
+
+
+@pytest.fixture
+def config():
+    return {
+        "grid": {"models": ["tiny"], "bits": ["w4a4"], "methods": ["ours"], "seeds": [0]},
+        "models": {
+            "tiny": {
+                "source": "train",
+                "architecture": "resnet20_cifar10",
+                "classes": 10,
+                "image_size": 32,
+            }
+        },
+        "image_sets": {"hard": {"target": "hard"}},
+        "methods": {"ours": {"images": "hard"}},
+    }
+
+
+def message(config):
+    with pytest.raises(ConfigError) as caught:
+        plan(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_last_layer_of_finetune_wins(config):
+    def epochs():
+        return plan(config).settings("finetune", "tiny", method="ours").epochs
+
+    assert epochs() == 100
+    config["finetune"] = {"epochs": 3}
+    assert epochs() == 3
+    config["models"]["tiny"]["finetune"] = {"epochs": 4}
+    assert epochs() == 4
+    config["methods"]["ours"]["finetune"] = {"epochs": 5}
+    assert epochs() == 5
+
+
+def test_the_last_layer_of_synthesis_wins(config):
+    def iterations():
+        return plan(config).image_settings("tiny", "hard").iterations
+
+    assert iterations() == 1000
+    config["synthesis"] = {"iterations": 3}
+    assert iterations() == 3
+    config["models"]["tiny"]["synthesis"] = {"iterations": 4}
+    assert iterations() == 4
+    config["image_sets"]["hard"]["iterations"] = 5
+    assert iterations() == 5
+
+
+def test_a_layer_changes_nothing_but_what_it_names(config):
+    config["finetune"] = {"epochs": 3, "batch_size": 4, "temperature": 5}
+    config["models"]["tiny"]["finetune"] = {"batch_size": 6}
+    config["methods"]["ours"]["finetune"] = {"temperature": 7}
+    settings = plan(config).settings("finetune", "tiny", method="ours")
+    assert (settings.epochs, settings.batch_size, settings.temperature) == (3, 6, 7)
+
+
+def test_the_layers_of_one_model_or_method_do_not_reach_another(config):
+    config["models"]["other"] = copy.deepcopy(config["models"]["tiny"])
+    config["models"]["other"]["finetune"] = {"epochs": 3}
+    config["methods"]["theirs"] = {"images": "hard", "finetune": {"batch_size": 3}}
+    settings = plan(config).settings("finetune", "tiny", method="ours")
+    assert (settings.epochs, settings.batch_size) == (100, 64)
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        (("finetune",), "finetune"),
+        (("models", "tiny", "finetune"), "models.tiny.finetune"),
+        (("methods", "ours", "finetune"), "methods.ours.finetune"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_path_of_its_layer(config, place, path):
+    section = config
+    for key in place:
+        section = section.setdefault(key, {})
+    section["epochs"] = -1
+    assert message(config).startswith(f"{path}.epochs is -1")
+
+
+def test_a_wrong_value_in_an_image_set_is_refused_with_its_path(config):
+    config["image_sets"]["hard"]["target"] = "softt"
+    assert message(config).startswith("image_sets.hard.target is 'softt'")
+
+
+def test_the_projects_config_is_valid():
+    assert list(plan(read(PROJECT / "config.yaml")).runs())
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_every_experiment_is_a_valid_overlay_of_it(overlay):
+    base = read(PROJECT / "config.yaml")
+    assert list(plan(merged(base, read(overlay))).runs())
+
+
+def test_there_are_experiments():
+    assert OVERLAYS
+
+
+def test_runs_are_every_combination_of_the_grid(config):
+    config["grid"] |= {"bits": ["w4a4", "w2a8"], "seeds": [0, 7]}
+    runs = [(run["bits"], run["seed"]) for run in plan(config).runs()]
+    assert runs == [("w4a4", 0), ("w4a4", 7), ("w2a8", 0), ("w2a8", 7)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("fintune", {}, "fintune is not a section of the config; did you mean finetune?"),
+        ("results", "a b", "results is 'a b'"),
+        ("results", "", "results is ''"),
+        ("synthesis", [1], "synthesis is [1], not a mapping"),
+    ],
+)
+def test_a_wrong_section_is_refused(config, key, value, text):
+    assert message({**config, key: value}).startswith(text)
+
+
+@pytest.mark.parametrize("key", ["grid", "models", "image_sets", "methods"])
+@pytest.mark.parametrize("value", [None, {}])
+def test_an_empty_section_that_is_needed_is_refused(config, key, value):
+    assert message({**config, key: value}).startswith(f"{key} is missing or empty")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("models", ["tyny"], "grid.models names 'tyny'; did you mean tiny?"),
+        ("methods", ["our"], "grid.methods names 'our'; did you mean ours?"),
+        ("methods", ["xyz"], "grid.methods names 'xyz'; there is ours"),
+        ("bits", ["w4a4", "w9a4"], "grid.bits[1] is 'w9a4'"),
+        ("seeds", [-1], "grid.seeds[0] is -1"),
+        ("seeds", [0, 0], "grid.seeds names something twice"),
+        ("bits", ["w4a4", "w4a4"], "grid.bits names something twice"),
+        ("models", [], "grid.models is empty"),
+        ("seeds", [], "grid.seeds is empty"),
+    ],
+)
+def test_a_wrong_grid_is_refused(config, key, value, text):
+    config["grid"][key] = value
+    assert message(config).startswith(text)
+
+
+def test_a_method_without_or_with_an_unknown_image_set_is_refused(config):
+    config["methods"]["ours"] = {"images": "hrd"}
+    assert message(config) == "methods.ours.images names 'hrd'; did you mean hard?"
+    config["methods"]["ours"] = {"text": "x"}
+    assert message(config).startswith("methods.ours.images is missing")
+
+
+def test_a_method_that_changes_the_synthesis_is_refused(config):
+    config["methods"]["ours"]["synthesis"] = {"iterations": 3}
+    assert message(config).startswith("methods.ours.synthesis is not a part of a method")
+
+
+@pytest.mark.parametrize("section", ["models", "image_sets", "methods"])
+@pytest.mark.parametrize("name", ["../x", "a b", "a" * 65, "", ".", "-a", "_a", "a/b", "a\n", "ä"])
+def test_a_name_that_is_no_part_of_a_path_is_refused(config, section, name):
+    config[section][name] = next(iter(config[section].values()))
+    assert message(config).startswith(f"{section} has the name {name!r}")
+
+
+@pytest.mark.parametrize("name", ["a", "9", "A-b_c", "a" * 64])
+def test_other_names_are_allowed(config, name):
+    config["models"][name] = config["models"]["tiny"]
+    assert name in plan(config).models
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("size", [1, 3, 10, 1000])
+def test_the_shards_hold_every_class_once_in_order(config, classes, size):
+    config["models"]["tiny"]["classes"] = classes
+    config["synthesis"] = {"classes_per_shard": size}
+    shards = [shard_classes(name) for name in plan(config).shards("tiny", "hard")]
+    assert [number for shard in shards for number in shard] == list(range(classes))
+    assert {len(shard) for shard in shards[:-1]} <= {size}
+    assert 1 <= len(shards[-1]) <= size
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "name"),
+    [
+        (3, 3, "class-0003"),
+        (2, 3, "classes-0002-0003"),
+        (9998, 10001, "classes-9998-10001"),
+    ],
+)
+def test_the_name_of_a_shard_gives_its_classes(first, last, name):
+    assert shard_name(first, last) == name
+    assert shard_classes(name) == list(range(first, last + 1))
+
+
+def test_the_store_is_that_of_all_models_but_those_that_name_their_own(config):
+    config["models"]["other"] = {**config["models"]["tiny"], "store": "/mine"}
+    assert plan(config).models["tiny"].store == "~/.cache/synq"
+    models = plan({**config, "store": "/all"}).models
+    assert (models["tiny"].store, models["other"].store) == ("/all", "/mine")
+
+
+@pytest.mark.parametrize("store", [3, "", ["a"]])
+def test_a_store_that_is_no_folder_is_refused(config, store):
+    assert message({**config, "store": store}).startswith(f"store is {store!r}; write the path")
+
+
+def test_a_network_of_the_zoo_needs_its_name_alone(config):
+    config["models"]["tiny"] = {"source": "pytorchcv", "architecture": "resnet20_cifar10"}
+    assert len(plan(config).shards("tiny", "hard")) == 10
+    config["models"]["tiny"] = {"source": "torchvision", "architecture": "resnet18"}
+    assert len(plan(config).shards("tiny", "hard")) == 1000
+
+
+def test_an_image_set_of_real_images_has_their_settings(config):
+    config["image_sets"]["few"] = {"source": "real", "images_per_class": 5}
+    config["models"]["tiny"]["real"] = {"dataset": "folder", "path": "photographs"}
+    whole = plan(config)
+    settings = whole.image_settings("tiny", "few")
+    assert whole.image_sets["few"].stage == "real"
+    assert (settings.dataset, settings.path, settings.images_per_class) == (
+        "folder",
+        "photographs",
+        5,
+    )
+    assert len(whole.shards("tiny", "few")) == 10
+
+
+def test_a_method_of_the_grid_without_its_real_images_is_refused(config):
+    config["image_sets"]["few"] = {"source": "real"}
+    config["methods"]["few-shot"] = {"images": "few"}
+    plan(config)
+    config["grid"]["methods"] = ["ours", "few-shot"]
+    assert "models.tiny.real names none" in message(config)
+
+
+def test_an_unknown_source_of_an_image_set_is_refused(config):
+    config["image_sets"]["few"] = {"source": "reel"}
+    assert message(config) == "image_sets.few.source is 'reel'; did you mean real?"
+
+
+@pytest.mark.parametrize(
+    ("ablation", "text"),
+    [
+        ({"methods": ["our"], "full": "ours"}, "did you mean ours?"),
+        ({"methods": ["ours"]}, "'synq'; there is ours, other"),
+        ({"methods": ["other"], "full": "ours"}, "not among grid.methods"),
+        ({"rows": ["ours"]}, "ablation.rows is not a setting"),
+    ],
+)
+def test_an_ablation_of_methods_that_are_not_run_is_refused(config, ablation, text):
+    config["methods"]["other"] = {"images": "hard"}
+    config["ablation"] = ablation
+    assert text in message(config)
+
+
+def shown(config):
+    whole = plan(config)
+    return {
+        name: (
+            method.images,
+            whole.settings("calibration", "digits-resnet20", method=name),
+            whole.settings("finetune", "digits-resnet20", method=name),
+        )
+        for name, method in whole.methods.items()
+    }
+
+
+def test_no_two_methods_of_the_project_are_the_same():
+    methods = shown(read(PROJECT / "config.yaml"))
+    assert len(set(methods.values())) == len(methods)
+
+
+def test_the_ablation_switches_exactly_its_three_parts():
+    methods = shown(read(PROJECT / "config.yaml"))
+    parts = {
+        "filter": ("lowpass", "batch"),
+        "cam": ("cam", "gradcam"),
+        "soft": ("hard_labels", "easy"),
+    }
+    rows = ["none", "filter", "cam", "soft", "filter-cam", "filter-soft", "cam-soft"]
+    *same, full = methods["synq"]
+    for row in rows:
+        *others, settings = methods[row]
+        assert others == same
+        for part, (field, value) in parts.items():
+            assert (getattr(settings, field) == value) == (part in row)
+        changed = {field for field, _ in parts.values()}
+        assert {
+            name for name, value in vars(settings).items() if value != getattr(full, name)
+        } <= changed

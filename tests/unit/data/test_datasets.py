@@ -1,0 +1,254 @@
+import hashlib
+import pickle
+
+import h5py
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from synq.config.images import Data
+from synq.data.datasets import arrays, cifar, digits, folder, read
+from synq.errors import DataError
+
+
+def test_digits_are_split_once_and_for_all():
+    train, test = digits("train", 3, 32), digits("test", 3, 32)
+    assert (len(train), len(test)) == (1198, 599)
+    assert torch.equal(test.labels, digits("test", 3, 32).labels)
+    counts = test.labels.bincount()
+    assert len(counts) == 10
+    assert counts.min() > 50
+    images = test.read(torch.arange(len(test)))
+    assert images.shape == (599, 3, 32, 32)
+    assert 0 <= images.min() < images.max() <= 1
+    seen = {image.numpy().tobytes() for image in train.read(torch.arange(1198))}
+    assert not seen & {image.numpy().tobytes() for image in images}
+
+
+def save(path, colour, size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def test_folder_numbers_classes_by_name(tmp_path):
+    save(tmp_path / "b" / "1.png", (255, 0, 0))
+    save(tmp_path / "a" / "2.png", (0, 0, 255))
+    images = folder(Data(path=str(tmp_path)), 3, 8)
+    assert images.classes == 2
+    assert images.labels.tolist() == [0, 1]
+    pixels = images.read(torch.tensor([0, 1]))
+    assert pixels[0, :, 0, 0].tolist() == [0, 0, 1]
+    assert pixels[1, :, 0, 0].tolist() == [1, 0, 0]
+
+
+def test_other_sizes_are_resized_and_cropped_in_the_middle(tmp_path):
+    array = numpy.zeros((40, 80, 3), "uint8")
+    array[:, 20:60] = 255
+    (tmp_path / "a").mkdir()
+    Image.fromarray(array).save(tmp_path / "a" / "x.png")
+    pixels = folder(Data(path=str(tmp_path)), 3, 8).read(torch.tensor([0]))
+    assert pixels.shape == (1, 3, 8, 8)
+    assert pixels.min() > 0.9
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    save(tmp_path / "a" / "x.png", (255, 255, 255))
+    assert folder(Data(path=str(tmp_path)), 1, 8).read(torch.tensor([0])).shape == (1, 1, 8, 8)
+
+
+def test_batches_are_normalised_and_in_order(tmp_path):
+    for name in "abc":
+        save(tmp_path / name / "x.png", (255, 255, 255))
+    parts = list(
+        folder(Data(path=str(tmp_path)), 3, 8).batches(2, [0.5, 0.5, 0.5], [0.25, 0.25, 0.5])
+    )
+    assert [len(images) for images, _ in parts] == [2, 1]
+    assert torch.cat([labels for _, labels in parts]).tolist() == [0, 1, 2]
+    assert parts[0][0][0, :, 0, 0].tolist() == [2, 2, 1]
+
+
+def test_missing_empty_and_broken_folders_are_refused(tmp_path):
+    with pytest.raises(DataError, match="not a folder"):
+        folder(Data(path=str(tmp_path / "none")), 3, 8)
+    with pytest.raises(DataError, match="holds no images"):
+        folder(Data(path=str(tmp_path)), 3, 8)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"x\.png"):
+        folder(Data(path=str(tmp_path)), 3, 8).read(torch.tensor([0]))
+
+
+def test_the_crop_and_the_interpolation_are_settings(tmp_path):
+    noise = numpy.random.default_rng(0).integers(0, 256, (40, 40, 3), "uint8")
+    (tmp_path / "a").mkdir()
+    Image.fromarray(noise).save(tmp_path / "a" / "x.png")
+
+    def pixels(**settings):
+        return folder(Data(path=str(tmp_path), **settings), 3, 8).read(torch.tensor([0]))
+
+    whole = pixels(resized_crop=1.0)
+    by_hand = numpy.asarray(Image.fromarray(noise).resize((8, 8), Image.Resampling.BILINEAR))
+    assert torch.equal(whole[0].permute(1, 2, 0) * 255, torch.tensor(by_hand).float())
+    assert not torch.equal(whole, pixels())
+    assert not torch.equal(whole, pixels(resized_crop=1.0, interpolation="bicubic"))
+
+
+def write(path, images, labels, names=("images", "labels")):
+    content = dict(zip(names, (images, labels), strict=True))
+    if path.suffix == ".npz":
+        numpy.savez(path, **content)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in content.items():
+                file[name] = array
+    return Data(path=str(path))
+
+
+GREY = numpy.random.default_rng(1).integers(0, 256, (6, 28, 28), "uint8")
+LABELS = numpy.array([3, 1, 0, 2, 1, 6])
+
+
+@pytest.mark.parametrize("name", ["set.npz", "set.h5"])
+@pytest.mark.parametrize(
+    ("images", "labels", "names"),
+    [
+        (GREY, LABELS, ("images", "labels")),
+        (GREY[..., None], LABELS[:, None], ("test_images", "test_labels")),
+        (GREY[:, None], LABELS.astype("uint8"), ("x_test", "y_test")),
+        (GREY.astype("float32") / 255, LABELS, ("images", "labels")),
+        (GREY.astype("uint16") * 257, LABELS, ("images", "labels")),
+    ],
+    ids=["grey", "channels last", "channels first", "floats", "16 bits"],
+)
+def test_arrays_of_every_layout_are_the_same_images(tmp_path, name, images, labels, names):
+    settings = write(tmp_path / name, images, labels, names)
+    data = read("arrays", settings, "test", classes=7, image_shape=(1, 28, 28), name="net")
+    assert data.labels.tolist() == LABELS.tolist()
+    order = torch.tensor([4, 0, 5])
+    wanted = torch.from_numpy(GREY[order.numpy()]).float()[:, None] / 255
+    torch.testing.assert_close(data.read(order), wanted)
+
+
+def test_the_split_s_own_arrays_come_first(tmp_path):
+    path = tmp_path / "set.npz"
+    numpy.savez(path, train_images=GREY[:2], train_labels=LABELS[:2], images=GREY, labels=LABELS)
+    settings = Data(path=str(path))
+    assert len(arrays(settings, "train", 1, 28, 7)) == 2
+    assert len(arrays(settings, "test", 1, 28, 7)) == 6
+
+
+def test_arrays_of_another_size_are_resized_and_cropped(tmp_path):
+    step = numpy.zeros((1, 40, 80, 3), "uint8")
+    step[:, :, 20:60] = 255
+    data = arrays(write(tmp_path / "set.npz", step, numpy.array([0])), "test", 3, 8, 2)
+    pixels = data.read(torch.tensor([0]))
+    assert pixels.shape == (1, 3, 8, 8)
+    assert pixels.min() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "text"),
+    [
+        (GREY, LABELS[:5], "6 images and 5 labels"),
+        (GREY, LABELS + 1, "label 7, but the network has classes 0 to 6"),
+        (GREY, LABELS - 1, "no class numbers"),
+        (GREY, LABELS.astype(float), "no class numbers"),
+        (GREY.astype("int32"), LABELS, "of type int32"),
+        (GREY.reshape(6, 4, 7, 28), LABELS, "the shape [6, 4, 7, 28]"),
+        (GREY[:0], LABELS[:0], "0 images and 0 labels"),
+        (GREY.astype(float), LABELS, "values outside [0, 1]"),
+        (GREY.astype(float) * numpy.nan, LABELS, "values outside [0, 1]"),
+    ],
+)
+def test_arrays_that_are_no_test_set_are_refused(tmp_path, images, labels, text):
+    with pytest.raises(DataError) as caught:
+        arrays(write(tmp_path / "set.npz", images, labels), "test", 1, 28, 7).read(
+            torch.tensor([0])
+        )
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["none.npz", "none.h5", "text.npz", "text.h5", "other.npz"])
+def test_a_file_that_is_no_data_set_is_refused(tmp_path, name):
+    if name.startswith("text"):
+        (tmp_path / name).write_text("no arrays")
+    if name.startswith("other"):
+        numpy.savez(tmp_path / name, pictures=GREY)
+    with pytest.raises(DataError, match=name):
+        arrays(Data(path=str(tmp_path / name)), "test", 1, 28, 7)
+
+
+def test_code_in_a_file_of_arrays_is_not_run(tmp_path):
+    numpy.savez(tmp_path / "set.npz", images=numpy.array([{}], object), labels=LABELS)
+    with pytest.raises(DataError, match="allow_pickle"):
+        arrays(Data(path=str(tmp_path / "set.npz")), "test", 1, 28, 7)
+
+
+@pytest.fixture
+def torchvision_datasets():
+    """torchvision's data sets, where it fits torch."""
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision cannot be imported here: {error}")
+    return datasets
+
+
+def cifar_files(monkeypatch, source, root, classes, key):
+    """A small CIFAR in its own format, which torchvision takes for the real one by its MD5."""
+    folder_ = root / source.base_folder
+    folder_.mkdir()
+    pixels = numpy.random.default_rng(2).integers(0, 256, (4, 3072), "uint8")
+    batch = pickle.dumps({"data": pixels, key: [0, 1, 2, classes - 1]})
+    meta = pickle.dumps({source.meta["key"]: [str(number) for number in range(classes)]})
+    (folder_ / "test").write_bytes(batch)
+    (folder_ / source.meta["filename"]).write_bytes(meta)
+    monkeypatch.setattr(source, "train_list", [])
+    monkeypatch.setattr(source, "test_list", [["test", hashlib.md5(batch).hexdigest()]])
+    monkeypatch.setattr(source, "meta", source.meta | {"md5": hashlib.md5(meta).hexdigest()})
+    return torch.from_numpy(pixels).view(4, 3, 32, 32).float() / 255
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "key"), [("cifar10", 10, "labels"), ("cifar100", 100, "fine_labels")]
+)
+def test_cifar_is_read_through_torchvision(
+    torchvision_datasets, monkeypatch, tmp_path, name, classes, key
+):
+    source = {"cifar10": torchvision_datasets.CIFAR10, "cifar100": torchvision_datasets.CIFAR100}
+    wanted = cifar_files(monkeypatch, source[name], tmp_path, classes, key)
+    data = read(
+        name,
+        Data(path=str(tmp_path)),
+        "test",
+        classes=classes,
+        image_shape=(3, 32, 32),
+        name="net",
+    )
+    assert data.labels.tolist() == [0, 1, 2, classes - 1]
+    assert torch.equal(data.read(torch.arange(4)), wanted)
+    with pytest.raises(DataError, match="images of 3x32x32"):
+        cifar(name, Data(path=str(tmp_path)), "test", 1, 28)
+
+
+def test_cifar_that_cannot_be_had_names_the_file_and_the_folder(
+    torchvision_datasets, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(torchvision_datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
+    with pytest.raises(DataError) as caught:
+        cifar("cifar10", Data(path=str(tmp_path)), "test", 3, 32)
+    assert "put the extracted cifar-10-batches-py of http://127.0.0.1:9" in str(caught.value)
+
+
+def test_a_test_set_of_other_classes_is_refused(tmp_path):
+    save(tmp_path / "a" / "1.png", (255, 0, 0))
+    with pytest.raises(DataError, match="have 1 classes, but net has 10"):
+        read(
+            "folder",
+            Data(path=str(tmp_path)),
+            "test",
+            classes=10,
+            image_shape=(3, 8, 8),
+            name="net",
+        )

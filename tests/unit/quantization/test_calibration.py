@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import nn
+
+from synq.config.calibration import Calibration
+from synq.errors import DivergenceError
+from synq.quantization.calibration import best_clip, calibrate
+from synq.quantization.convert import activation_quantizers, fake_quantize, quantize
+
+
+def passing(bits=3):
+    """A network whose one activation sees its input as it is."""
+    layer = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    return quantize(nn.Sequential(layer, nn.ReLU()), 8, bits)
+
+
+def ranges(batches, **settings):
+    model = passing(settings.pop("bits", 3))
+    calibrate(model, batches, Calibration(**settings))
+    (quantizer,) = activation_quantizers(model).values()
+    return float(quantizer.lo), float(quantizer.hi)
+
+
+def uniform(scale):
+    return torch.linspace(0, scale, 1000).view(1, 1, 10, 100)
+
+
+@pytest.mark.parametrize("estimator", ["minmax", "ema"])
+def test_constant_input_gives_its_range_from_the_first_batch_on(estimator):
+    for count in (1, 30):
+        assert ranges([uniform(1.0)] * count, range_estimator=estimator) == pytest.approx((0, 1))
+
+
+def test_minmax_takes_the_extremes_of_all_batches():
+    batches = [uniform(1.0), uniform(3.0), uniform(2.0)]
+    assert ranges(batches, range_estimator="minmax") == pytest.approx((0, 3))
+
+
+def test_ema_averages_the_extremes():
+    batches = [uniform(1.0), uniform(3.0)]
+    found = ranges(batches, range_estimator="ema", range_momentum=0.9)
+    assert found == pytest.approx((0, 0.9 * 1 + 0.1 * 3))
+
+
+def test_mse_clips_outliers_and_beats_minmax():
+    values = torch.randn(1, 1, 100, 100, generator=torch.Generator().manual_seed(0)).relu()
+    values[0, 0, 0, 0] = 30.0
+    _, clipped = ranges([values], range_estimator="mse", range_power=2.0)
+    assert 1.0 < clipped < 10.0
+    zero = torch.tensor(0.0)
+
+    def error(hi):
+        return float((fake_quantize(values, zero, torch.tensor(hi), 3) - values).square().mean())
+
+    assert error(clipped) < 0.3 * error(30.0)
+    assert error(clipped) <= min(error(clipped * factor) for factor in (0.8, 1.25))
+
+
+def test_wider_quantizers_clip_less():
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).relu()
+    clips = [best_clip(values, bits, 2.4) for bits in (2, 3, 4, 8)]
+    assert clips == sorted(clips)
+    assert clips[0] < 0.7 < clips[-1]
+
+
+def test_higher_power_clips_less():
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).relu()
+    assert best_clip(values, 3, 1.0) < best_clip(values, 3, 4.0)
+
+
+@pytest.mark.parametrize("ratio", [0.7, 1.3])
+def test_clip_ratio_scales_the_range(ratio):
+    batches = [uniform(2.0)]
+    assert ranges(batches, range_estimator="minmax", clip_ratio=ratio)[1] == pytest.approx(
+        2 * ratio
+    )
+
+
+def test_later_layers_see_the_quantized_earlier_ones():
+    layers = [nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Conv2d(1, 1, 1, bias=False), nn.ReLU()]
+    for layer in layers[::2]:
+        nn.init.ones_(layer.weight)
+    model = quantize(nn.Sequential(*layers), 8, 3)
+    calibrate(model, [uniform(1.0)], Calibration(range_estimator="minmax", clip_ratio=0.5))
+    first, second = activation_quantizers(model).values()
+    assert float(first.hi) == pytest.approx(0.5)
+    assert float(second.hi) == pytest.approx(0.25)
+
+
+def test_activations_that_are_not_finite_are_refused():
+    with pytest.raises(DivergenceError, match="not finite"):
+        ranges([torch.full((1, 1, 2, 2), torch.inf)])

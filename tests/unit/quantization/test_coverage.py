@@ -1,0 +1,315 @@
+"""What one forward tells of a network, of networks written here and of pytorchcv's."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from pytorchcv.models.common.activ import HSigmoid, HSwish
+from torch import nn
+from torch.nn import functional as F
+
+from synq.errors import ModelError
+from synq.models.build import build, frozen
+from synq.models.teacher import Teacher
+from synq.quantization.convert import activation_quantizers
+from synq.quantization.coverage import examine, require_modules
+from synq.quantization.student import student_of
+from synq.quantization.trace import Trace
+
+SHAPE = (3, 8, 8)
+
+
+class Apply(nn.Module):
+    """A module whose forward is one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, values):
+        return self.function(values)
+
+
+def wrapped(*modules):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), *modules)
+
+
+def hooks_of(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+FUNCTIONAL = {
+    "F.relu": (F.relu, "ReLU"),
+    "F.relu_": (F.relu_, "ReLU"),
+    "torch.relu": (torch.relu, "ReLU"),
+    "Tensor.relu": (lambda x: x.relu(), "ReLU"),
+    "Tensor.relu_": (lambda x: x.relu_(), "ReLU"),
+    "F.relu6": (F.relu6, "ReLU6"),
+    "F.silu": (F.silu, "SiLU"),
+    "F.hardswish": (F.hardswish, "Hardswish"),
+    "F.gelu": (F.gelu, "GELU"),
+    "F.leaky_relu": (lambda x: F.leaky_relu(x, 0.1), "LeakyReLU"),
+    "F.elu": (F.elu, "ELU"),
+    "F.selu": (F.selu, "SELU"),
+    "F.celu": (F.celu, "CELU"),
+    "F.mish": (F.mish, "Mish"),
+    "F.prelu": (lambda x: F.prelu(x, torch.ones(1)), "PReLU"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_a_functional_activation_is_refused_with_the_name_of_its_module(name):
+    function, instead = FUNCTIONAL[name]
+    model = wrapped(nn.ReLU(), nn.Sequential(Apply(function)))
+    (call,) = examine(model, SHAPE).functional_activations
+    assert call.module == "3.0"
+    assert call.function.split(".")[1].strip("_") == name.split(".")[1].strip("_")
+    with pytest.raises(ModelError) as caught:
+        require_modules(model, SHAPE)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value) == (
+        f"3.0 calls {call.function} in its forward, which cannot be quantized; "
+        f"make it an nn.{instead} module"
+    )
+
+
+def test_the_inplace_argument_does_not_hide_a_function():
+    model = wrapped(nn.ReLU(), Apply(lambda x: F.relu(x, inplace=True)))
+    with pytest.raises(ModelError, match=r"^3 calls F\.relu in its forward"):
+        require_modules(model, SHAPE)
+
+
+def test_the_network_itself_can_be_the_caller_and_all_callers_are_told():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = wrapped(nn.ReLU(), Apply(F.relu))
+
+        def forward(self, images):
+            return F.silu(self.body(images))
+
+    calls = examine(Own(), SHAPE).functional_activations
+    assert [(call.module, call.function) for call in calls] == [
+        ("body.3", "F.relu"),
+        ("the model", "F.silu"),
+    ]
+    with pytest.raises(ModelError, match=r"an nn\.ReLU module \(and 1 more like it\)$"):
+        require_modules(Own(), SHAPE)
+
+
+@pytest.mark.parametrize("module", [HSwish, HSigmoid, nn.ReLU6, nn.Hardswish, nn.PReLU])
+def test_what_a_module_that_is_known_calls_is_its_own_matter(module):
+    assert not examine(wrapped(nn.ReLU(), module()), SHAPE).functional_activations
+
+
+def test_a_student_of_a_functional_network_is_refused():
+    model = frozen(wrapped(nn.ReLU(), Apply(F.relu), nn.Flatten(), nn.Linear(144, 5)))
+    teacher = Teacher(model, "", "own", 5, SHAPE, [0.0] * 3, [1.0] * 3)
+    with pytest.raises(ModelError, match=r"^3 calls F\.relu"):
+        student_of(teacher, (4, 4))
+    del model[3]
+    assert len(activation_quantizers(student_of(teacher, (4, 4)))) == 1
+
+
+def test_a_network_that_passes_by_its_activations_is_refused():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.spare = wrapped(), nn.ReLU()
+
+        def forward(self, images):
+            return self.body(images).clamp_min(0)
+
+    assert examine(Own(), SHAPE).never_called == ["spare"]
+    with pytest.raises(ModelError, match="passes an activation module"):
+        require_modules(Own(), SHAPE)
+
+
+def test_no_hook_and_no_change_stays_also_after_an_exception():
+    model = wrapped(nn.ReLU(), nn.Dropout()).train()
+    model[3].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    examine(model, SHAPE)
+    with pytest.raises(RuntimeError):
+        examine(model, (2, 8, 8))
+    failing = Apply(lambda x: 1 / 0)
+    model.append(failing)
+    with pytest.raises(ZeroDivisionError):
+        examine(model, SHAPE)
+    assert hooks_of(model) == 0
+    assert [module.training for module in model[:4]] == [True, True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.is_grad_enabled()
+    # No mode is left behind: the trace of another network does not see this call.
+    trace = Trace(model, ())
+    torch.relu(torch.zeros(1))
+    assert not trace.functions
+
+
+def test_the_forward_of_another_hook_keeps_its_hook():
+    model, seen = wrapped(nn.ReLU()), []
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    examine(model, SHAPE)
+    assert (hooks_of(model), len(seen)) == (1, 1)
+
+
+def test_multiply_adds_are_those_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 4, 1, groups=2),
+        nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1, groups=2),
+        nn.Flatten(2),
+        nn.Conv1d(6, 2, 5),
+        nn.Flatten(),
+        nn.Linear(120, 10),
+    )
+    layers = {layer.name: layer for layer in examine(model, SHAPE).of("layer")}
+    assert {name: layer.multiply_adds for name, layer in layers.items()} == {
+        "0": 4 * 4 * 8 * 3 * 9,
+        "2": 4 * 4 * 8 * 9,
+        "3": 4 * 4 * 4 * 4,
+        "4": 4 * 4 * 4 * 3 * 16,  # every pixel of the input is spread over 3 channels of 4x4
+        "6": 60 * 2 * 6 * 5,
+        "8": 1200,
+    }
+    assert layers["0"].weight == [8, 3, 3, 3]
+    assert layers["0"].output == [8, 4, 4]
+    assert layers["4"].output == [6, 8, 8]
+    assert layers["8"].output == [10]
+
+
+def test_a_layer_that_is_called_twice_counts_twice():
+    layer = nn.Linear(5, 5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), layer, layer)
+    (*_, last) = examine(model, SHAPE).of("layer")
+    assert (last.name, last.calls, last.multiply_adds) == ("3", 2, 50)
+
+
+def test_resnet20_has_the_published_size():
+    model = build("resnet20_cifar10", 10, 3, 32)
+    anatomy = examine(model, (3, 32, 32))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 0.27
+    total = sum(layer.multiply_adds for layer in anatomy.of("layer"))
+    assert round(total / 1e6, 1) == 40.8
+    # 21 convolutions and the classifier, whose input is an average; 9 units of two activations.
+    assert [layer.input for layer in anatomy.of("layer")].count("quantized") == 20
+    assert anatomy.of("layer")[0].input == "image"
+    assert anatomy.of("layer")[-1].input == "avg_pool2d"
+    assert len(anatomy.batchnorms) == 21
+    assert len(anatomy.of("activation")) == 19
+    assert not anatomy.shared_activations
+    assert not anatomy.never_called
+
+
+def test_the_inputs_that_stay_in_full_precision_are_told():
+    anatomy = examine(build("mobilenetv2_w1", 5, 3, 224), (3, 224, 224))
+    # Sums of linear bottlenecks and bottlenecks alone go into the next expansion unrounded.
+    assert Counter(layer.input for layer in anatomy.of("layer")) == {
+        "quantized": 35,
+        "sum": 10,
+        "batch_norm": 7,
+        "image": 1,
+        "avg_pool2d": 1,
+    }
+
+
+def test_codes_stay_codes_through_what_only_moves_them():
+    moved = nn.Sequential(
+        *(nn.MaxPool2d(2), nn.ZeroPad2d(1), nn.ChannelShuffle(2), nn.Dropout(), nn.Identity()),
+        Apply(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1).permute(0, 2, 3, 1).contiguous()),
+        Apply(lambda x: x.index_select(1, torch.tensor([0, 2]))),
+        Apply(lambda x: x[:, 1:].transpose(1, 3).flatten(1)),
+        *(nn.Flatten(), nn.Linear(64, 5)),
+    )
+    model = wrapped(nn.ReLU(), *moved)
+    model[-1] = nn.Linear(model[:-1](torch.zeros(1, *SHAPE)).shape[1], 5)
+    assert examine(model, SHAPE).of("layer")[-1].input == "quantized"
+    mixed = wrapped(nn.ReLU(), Apply(lambda x: torch.cat([x, x + 1], 1)), nn.Conv2d(8, 1, 1))
+    assert examine(mixed, SHAPE).of("layer")[-1].input == "sum"
+
+
+def test_layers_that_stay_in_full_precision_are_told_with_the_reason():
+    class Own(nn.Conv2d):
+        pass
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.norm = nn.LayerNorm((4, 4))
+
+        def forward(self, x):
+            x = self.norm(x.flatten(2)[:, :, :4]).transpose(1, 2)
+            return self.attention(x, x, x)[0]
+
+    model = wrapped(
+        *(Own(4, 4, 1), nn.ReLU(), nn.Tanh(), nn.Sigmoid(), Attention()),
+        *(Apply(lambda x: F.linear(x, torch.ones(2, 4))), nn.Conv1d(4, 3, 1)),
+    )
+    model.add_module("unused", nn.Identity())
+    model[2].spare = nn.Conv2d(4, 4, 1)
+    anatomy = examine(model, SHAPE)
+    rows = anatomy.parts
+    assert {row.name: (row.kind, row.reason) for row in rows} == {
+        "0": ("Conv2d", ""),
+        "2": ("Own", "a subclass of Conv2d"),
+        "2.spare": ("Conv2d", "never called"),
+        "3": ("ReLU", ""),
+        "4": ("Tanh", "type not supported"),
+        "5": ("Sigmoid", "a gate"),
+        "6.attention": ("MultiheadAttention", ""),
+        "6.attention.out_proj": ("NonDynamicallyQuantizableLinear", ""),
+        "8": ("Conv1d", "type not supported"),
+    }
+    assert anatomy.never_called == ["2.spare"]
+    (call,) = anatomy.functional_layers
+    assert (call.module, call.function) == ("7", "F.linear")
+    assert next(row for row in rows if row.name == "6.attention").multiply_adds is None
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (wrapped(*[nn.ReLU()] * 2), SHAPE),
+        (lambda: build("shufflenetv2_wd2", 10, 3, 224), (3, 224, 224)),
+    ],
+)
+def test_shared_activation_modules_are_told_and_have_one_range(model, shape):
+    model = frozen(model if isinstance(model, nn.Module) else model())
+    anatomy = examine(model, shape)
+    teacher = Teacher(model, "", "own", 10, shape, [0.0] * 3, [1.0] * 3)
+    quantizers = activation_quantizers(student_of(teacher, (4, 4)))
+    assert anatomy.shared_activations
+    for name, calls in anatomy.shared_activations.items():
+        assert calls > 1
+        assert quantizers[name].lo.shape == ()
+    assert set(quantizers) == {layer.name for layer in anatomy.of("activation")}
+    if shape == SHAPE:
+        assert anatomy.shared_activations == {"2": 2}
+    else:
+        # The first unit of a stage has a second branch of its own.
+        assert Counter(anatomy.shared_activations.values()) == {2: 13, 3: 3}
+
+
+def test_one_channel_and_an_odd_number_of_classes():
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 5), nn.BatchNorm2d(4), nn.SiLU(), nn.MaxPool2d(4)),
+        *(nn.Flatten(), nn.Linear(144, 7)),
+    )
+    anatomy = examine(model, (1, 28, 28))
+    assert [layer.output for layer in anatomy.of("layer")] == [[4, 24, 24], [7]]
+    assert anatomy.of("layer")[1].input == "quantized"
+    assert (
+        sum(layer.multiply_adds for layer in anatomy.of("layer"))
+        == math.prod([24, 24, 4, 25]) + 1008
+    )
+
+
+def test_squeeze_and_excitation_has_its_gates_told():
+    anatomy = examine(build("seresnet20_cifar10", 10, 3, 32), (3, 32, 32))
+    assert len(anatomy.of("gate")) == 9
+    assert {gate.reason for gate in anatomy.of("gate")} == {"a gate"}
+    assert {gate.kind for gate in anatomy.of("gate")} == {"Sigmoid"}

@@ -1,0 +1,32 @@
+import pytest
+import torch
+from torch import nn
+
+from synq.reporting.accuracy import confusion, doubt, top1
+
+
+def test_confusion_counts_labels_by_answers_over_all_batches():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False))
+    nn.init.eye_(model[1].weight)
+    images = torch.eye(3).view(3, 3, 1, 1)
+    batches = [(images, torch.tensor([0, 1, 0])), (images[:1], torch.tensor([0]))]
+    counts = confusion(model, batches, 3)
+    assert counts.tolist() == [[2, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert top1(counts) == pytest.approx(75.0)
+
+
+def test_a_network_that_is_right_raises_no_doubt():
+    assert doubt(torch.tensor([[30, 70], [20, 80]])) == ""
+    assert doubt(torch.eye(10, dtype=torch.long) * 5 + 1) == ""
+
+
+def test_chance_level_doubts_the_test_set():
+    text = doubt(torch.ones(10, 10, dtype=torch.long))
+    assert "right on 10.0 %" in text
+    assert "mean and std" in text
+
+
+def test_another_order_of_the_classes_is_recognised():
+    counts = torch.eye(10, dtype=torch.long).roll(1, 0) * 9 + torch.eye(10, dtype=torch.long)
+    text = doubt(counts)
+    assert "90.0 % with the classes in another order" in text

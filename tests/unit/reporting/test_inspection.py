@@ -1,0 +1,209 @@
+"""``synq inspect``: what it prints and writes, of teachers that fit and of others."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from synq import cli
+from synq.config.model import Model
+from synq.models import teacher as networks
+from synq.models.build import build
+from synq.models.teacher import write_teacher
+from synq.quantization.convert import packed_bytes, quantize
+from synq.reporting.inspection import inspect_model
+from synq.stages.inspect import facts, rows, verdict
+
+
+class Functional(nn.Module):
+    """A block that hides its second activation in its forward."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()
+        )
+
+    def forward(self, images):
+        return F.relu(images + self.body(images))
+
+
+def own(*middle):
+    """A network for 28x28 images of one channel and 7 classes."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2),
+        *middle,
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 7)),
+    ).eval()
+
+
+def normal():
+    return nn.BatchNorm2d(8), nn.ReLU()
+
+
+SHAPE = (1, 28, 28)
+
+
+@pytest.fixture
+def inspected(tmp_path, monkeypatch, capsys):
+    """Runs the command on a network; its exit code, its lines and its JSON file."""
+
+    def run(model, shape, classes, *, name="own"):
+        path, report = tmp_path / "teacher.safetensors", tmp_path / "report.json"
+        settings = Model(
+            source="train",
+            architecture=name,
+            classes=classes,
+            channels=shape[0],
+            image_size=shape[1],
+        )
+        facts = {"mean": [0.5] * shape[0], "std": [0.2] * shape[0], "origin": "random"}
+        write_teacher(path, model.state_dict(), settings, name=name, **facts)
+        monkeypatch.setattr(networks, "construct", lambda *_, **__: model)
+        code = cli.main(["inspect", "--teacher", str(path), "--json", str(report)])
+        captured = capsys.readouterr()
+        assert not captured.err
+        return code, captured.out.splitlines(), json.loads(report.read_text("utf-8"))
+
+    return run
+
+
+def fact(lines, name):
+    (line,) = [line for line in lines if line.startswith(f"{name}  ")]
+    return line.removeprefix(name).strip()
+
+
+def test_an_own_network_that_fits(inspected):
+    code, lines, report = inspected(own(*normal()), SHAPE, 7)
+    assert code == 0
+    assert lines[0] == "own: images of 1x28x28, 7 classes"
+    cells = {line.split()[0]: line.split()[1:] for line in lines[4:7]}
+    assert cells == {
+        "0": ["Conv2d", "8x1x5x5", "8x12x12", "28,800", "image", "yes"],
+        "2": ["ReLU", "8x12x12", "batch_norm", "yes"],
+        "5": ["Linear", "7x32", "7", "224", "adaptive_avg_pool2d", "yes"],
+    }
+    assert fact(lines, "BatchNorm layers") == "1"
+    assert fact(lines, "layer of the CAM") == "0"
+    assert fact(lines, "feature alignment") == "no block: finetune.feature_weight must be 0"
+    expected = "0 quantized; in full precision 1 image, 1 adaptive_avg_pool2d"
+    assert fact(lines, "inputs of the layers") == expected
+    assert fact(lines, "parameters") == f"{200 + 8 + 16 + 224 + 7}, quantized 424"
+    assert fact(lines, "multiply-adds of an image") == "29,024"
+    assert lines[-1] == "fits"
+    assert (report["kind"], report["fits"], report["problems"]) == ("inspection", True, [])
+    assert (report["input"], report["classes"]) == ([1, 28, 28], 7)
+    assert report["parts"][0]["multiply_adds"] == 28_800
+
+
+def test_the_sizes_are_those_of_the_student_and_the_teacher():
+    model = own(*normal())
+    found = inspect_model(model, SHAPE)["bytes"]
+    assert found["32"] == packed_bytes(model, 32)
+    quantize(model, 8, 8)
+    assert [found[bits] for bits in "8432"] == [packed_bytes(model, int(bits)) for bits in "8432"]
+    assert found["8"] == 424 + 8 * 15 + 4 * (8 + 7) + 4 * 8 * 4 + 8 + 2 * 4
+
+
+def test_inspecting_changes_nothing():
+    model = own(*normal())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inspect_model(model, SHAPE)
+    assert [type(module) for module in model[:3]] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_network_without_batchnorm_does_not_fit(inspected):
+    code, lines, report = inspected(build("squeezenet_v1_1", 10, 3, 224), (3, 224, 224), 10)
+    assert code == 2
+    assert fact(lines, "BatchNorm layers") == "none: images cannot be synthesized"
+    assert lines[-1].startswith("does not fit: the model has no BatchNorm layer with running")
+    assert len(report["problems"]) == 1
+
+
+def test_a_functional_activation_does_not_fit_and_is_named(inspected):
+    code, lines, report = inspected(own(*normal(), Functional(8), Functional(8)), SHAPE, 7)
+    assert code == 2
+    assert fact(lines, "functional activations") == "2: 3 calls F.relu, 4 calls F.relu"
+    assert lines[-1] == (
+        "does not fit: 3 calls F.relu in its forward, which cannot be quantized; "
+        "make it an nn.ReLU module (and 1 more like it)"
+    )
+    assert report["functional_activations"][1] == {
+        "module": "4",
+        "function": "F.relu",
+        "instead": "nn.ReLU",
+    }
+
+
+def test_every_reason_is_in_the_last_line_once(inspected):
+    code, lines, report = inspected(own(nn.Tanh()), SHAPE, 7)
+    assert code == 2
+    assert "no BatchNorm layer" in lines[-1]
+    assert "passes an activation module" in lines[-1]
+    assert len(report["problems"]) == 2
+    assert fact(lines, "others in full precision") == "1: 1 (Tanh, type not supported)"
+
+
+def test_batchnorm_that_no_forward_passes_does_not_count():
+    model = own(*normal())
+    model[1] = nn.ReLU()
+    model[2].spare = nn.BatchNorm2d(8)
+    found = inspect_model(model, SHAPE)
+    assert found["problems"] == ["no forward of the model passes one of its BatchNorm layers"]
+    assert found["never_called"] == ["2.spare"]
+
+
+def test_a_network_without_a_spatial_map_says_what_it_needs(inspected):
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 8, 28), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 7))
+    ).eval()
+    code, lines, _ = inspected(model, SHAPE, 7)
+    assert code == 0
+    assert fact(lines, "layer of the CAM") == "none: finetune.cam must be off"
+    assert lines[-1] == "fits, with finetune.cam: off"
+
+
+def test_shared_activations_and_gates_are_told(inspected):
+    relu = nn.ReLU()
+
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
+
+        def forward(self, images):
+            return images * self.gate(images)
+
+    code, lines, _ = inspected(own(nn.BatchNorm2d(8), relu, Gate(), relu), SHAPE, 7)
+    assert code == 0
+    assert fact(lines, "activations that share a range") == "1: 2 (2 calls)"
+    assert fact(lines, "gates, in full precision") == "1: 3.gate.2"
+    (row,) = [line.split(None, 1)[1] for line in lines if line.startswith("2 ")]
+    assert row.endswith("yes: one range for 2 calls")
+    (row,) = [line.split(None, 1)[1] for line in lines if line.startswith("3.gate.2 ")]
+    assert row.endswith("no: a gate")
+
+
+def test_a_residual_network_has_blocks_and_every_row(inspected):
+    model = build("seresnet20_cifar10", 10, 3, 32)
+    code, lines, report = inspected(model, (3, 32, 32), 10)
+    assert code == 0
+    assert fact(lines, "feature alignment") == "9 blocks"
+    assert fact(lines, "gates, in full precision").startswith("9: features.stage1.unit1.se.sigmoid")
+    assert len(rows(report)) == len(report["parts"]) == lines.index("", 3) - 4
+    assert facts(report)
+    assert verdict(report) == lines[-1] == "fits"
+
+
+def test_synthesis_refuses_before_it_makes_an_image(inspected, tmp_path, capsys):
+    inspected(own(*normal(), Functional(8)), SHAPE, 7)
+    output = tmp_path / "shard.h5"
+    words = ["--teacher", str(tmp_path / "teacher.safetensors"), "--output", str(output)]
+    assert cli.main(["synthesize", *words, "--classes", "0", "--seed", "0"]) == 2
+    assert "3 calls F.relu in its forward" in capsys.readouterr().err
+    assert not output.exists()

@@ -1,0 +1,112 @@
+import math
+
+import pytest
+
+from synq.reporting.tables import ablation_table, accuracy_table, readable, remarks
+
+
+def metrics(seed, selected, bits="w4a4", seconds=10.0, method="synq", published="", remark=""):
+    return {
+        "model": "net",
+        "bits": bits,
+        "method": method,
+        "published": published,
+        "remark": remark,
+        "seed": seed,
+        "images": 160,
+        "weight_bytes": 1500,
+        "teacher": {"top1": 98.0, "weight_bytes": 9000},
+        "calibrated": {"top1": 80.0},
+        "last": {"top1": selected - 1},
+        "selected": {"top1": selected},
+        "best_on_test": {"top1": selected + 1},
+        "seconds": {"finetune": seconds},
+    }
+
+
+def test_mean_and_sample_deviation_over_seeds():
+    table = accuracy_table([metrics(0, 90.0), metrics(1, 92.0), metrics(2, 94.0)])
+    (row,) = table.to_dict("records")
+    assert row["seeds"] == 3
+    assert row["selected_mean"] == pytest.approx(92)
+    assert row["selected_std"] == pytest.approx(2)
+    assert row["full_precision"] == 98
+    assert row["weight_bytes"] == 1500
+    assert row["finetune_seconds"] == pytest.approx(10)
+
+
+def test_exports_are_shown_with_the_worst_agreement_of_the_seeds():
+    export = {"onnx_bytes": 227_700, "agreement": 100.0}
+    other = {"onnx_bytes": 227_700, "agreement": 99.375}
+    entries = [{**metrics(0, 90.0), "export": export}, {**metrics(1, 92.0), "export": other}]
+    # A model that is not exported, in the same table.
+    table = accuracy_table([*entries, metrics(0, 80.0, bits="w3a3")])
+    shown = readable(table)
+    assert shown["onnx kB"].tolist() == ["227.7", ""]
+    assert shown["onnx agrees"].tolist() == ["99.38", ""]
+    assert "onnx kB" not in readable(accuracy_table([metrics(0, 90.0)]))
+
+
+def test_rows_keep_the_order_of_the_grid_and_one_seed_has_no_deviation():
+    table = accuracy_table([metrics(0, 90.0), metrics(0, 80.0, bits="w3a3")])
+    assert table["bits"].tolist() == ["w4a4", "w3a3"]
+    assert math.isnan(table["selected_std"][0])
+    assert readable(table)["selected"].tolist() == ["90.00", "80.00"]
+
+
+def test_unknown_seconds_are_an_empty_cell():
+    table = accuracy_table([metrics(0, 90.0, seconds=math.nan)])
+    assert readable(table)["finetune s"].tolist() == [""]
+
+
+def test_readable_table_says_mean_and_deviation():
+    table = accuracy_table([metrics(0, 90.0), metrics(1, 92.0)])
+    shown = readable(table)
+    assert shown["selected"].tolist() == ["91.00 ± 1.41"]
+    assert shown["kB"].tolist() == ["1.5"]
+
+
+def test_published_numbers_stand_beside_ours_where_the_benchmark_is_theirs():
+    ours = [
+        metrics(0, 90.0, published="resnet20-cifar10"),
+        metrics(0, 90.0, published="resnet20-cifar10", method="synq-paper"),
+        metrics(0, 90.0, published="resnet20-cifar10", method="mine"),
+        metrics(0, 90.0, published="resnet20-cifar10", bits="w5a5"),
+    ]
+    shown = readable(accuracy_table(ours))
+    assert shown["published"].tolist() == ["92.76", "92.76", "", ""]
+    assert "published" not in readable(accuracy_table([metrics(0, 90.0)]))
+
+
+def test_ablation_takes_differences_seed_by_seed():
+    full = [metrics(0, 90.0), metrics(1, 80.0)]
+    other = [metrics(0, 88.0, method="none"), metrics(1, 79.0, method="none")]
+    table = ablation_table([*other, *full], "synq").set_index("method")
+    assert table.loc["none", "selected_difference_mean"] == pytest.approx(-1.5)
+    # The seeds differ by ten points; their differences by one.
+    assert table.loc["none", "selected_difference_std"] == pytest.approx(0.5**0.5)
+    assert table.loc["synq", "last_difference_mean"] == 0
+    shown = readable(table.reset_index())
+    assert shown["selected difference"].tolist() == ["-1.50 ± 0.71", "+0.00 ± 0.00"]
+
+
+def test_ablation_leaves_a_seed_without_its_partner_out():
+    entries = [metrics(0, 90.0), metrics(0, 88.0, method="none"), metrics(1, 50.0, method="none")]
+    table = ablation_table(entries, "synq").set_index("method")
+    assert table.loc["none", "selected_difference_mean"] == pytest.approx(-2)
+    assert readable(table.reset_index())["seeds"].tolist() == [1, 2]
+
+
+def test_a_warning_is_told_once_a_model():
+    entries = [
+        metrics(seed, 90.0, bits, remark="odd") for seed in (0, 1) for bits in ("w3a3", "w4a4")
+    ]
+    assert remarks(accuracy_table(entries)) == ["net: odd"]
+    assert remarks(accuracy_table([metrics(0, 90.0)])) == []
+    late = [metrics(0, 90.0), metrics(1, 90.0, remark="odd")]
+    assert remarks(accuracy_table(late)) == ["net: odd"]
+
+
+def test_without_a_test_set_there_is_no_full_precision():
+    entry = metrics(0, 90.0) | {"teacher": {"top1": None, "weight_bytes": 9000}}
+    assert readable(accuracy_table([entry]))["full precision"].tolist() == [""]

@@ -1,0 +1,93 @@
+"""Real images in place of synthetic ones, through the stage."""
+
+import pytest
+import torch
+
+from synq.config.images import RealImages
+from synq.config.model import Model
+from synq.data.datasets import digits
+from synq.errors import ConfigError, DataError
+from synq.io.shards import ShardSet
+from synq.models.build import build
+from synq.models.teacher import read_teacher, write_teacher
+from synq.stages.collect import collect_shard
+
+SETTINGS = RealImages(dataset="digits", images_per_class=3)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    torch.manual_seed(0)
+    model = Model(source="train", architecture="resnet20_cifar10", classes=10, image_size=32)
+    state = build("resnet20_cifar10", 10, 3, 32).state_dict()
+    write_teacher(path, state, model, name="net", mean=[0.5] * 3, std=[0.25] * 3, origin="test")
+    return path
+
+
+def collect(teacher, name="shard.h5", classes=(0, 1), seed=0, settings=SETTINGS):
+    output = teacher.parent / name
+    collect_shard(
+        teacher=teacher,
+        output=output,
+        classes=list(classes),
+        seed=seed,
+        settings=settings,
+        device="cpu",
+        threads=1,
+    )
+    return output
+
+
+def images_of(path, teacher):
+    network = read_teacher(teacher, torch.device("cpu"))
+    shards = ShardSet([path], network.sha256)
+    return shards.images(torch.arange(len(shards))), shards.labels
+
+
+def test_the_shard_holds_normalised_training_images_of_its_classes(teacher):
+    images, labels = images_of(collect(teacher), teacher)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    data = digits("train", 3, 32)
+    pixels = data.read(torch.arange(len(data))).flatten(1)
+    for image, label in zip(images * 0.25 + 0.5, labels, strict=True):
+        same = ((pixels - image.flatten()).abs().amax(1) < 1e-5).nonzero().squeeze(1)
+        assert label in data.labels[same]
+
+
+def test_no_image_of_the_test_set_is_drawn(teacher):
+    settings = RealImages(dataset="digits", images_per_class=100)
+    images, _ = images_of(collect(teacher, settings=settings), teacher)
+    test = digits("test", 3, 32)
+    pixels = test.read(torch.arange(len(test))).flatten(1)
+    drawn = (images * 0.25 + 0.5).flatten(1)
+    assert torch.cdist(drawn, pixels).min() > 1e-3
+
+
+def test_the_seed_decides_the_draw_and_the_grouping_does_not(teacher):
+    together, _ = images_of(collect(teacher), teacher)
+    alone, _ = images_of(collect(teacher, "alone.h5", classes=(1,)), teacher)
+    other, _ = images_of(collect(teacher, "other.h5", seed=1), teacher)
+    assert torch.equal(together[3:], alone)
+    assert not torch.equal(together, other)
+    assert collect(teacher, "again.h5").read_bytes() == (teacher.parent / "shard.h5").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "classes", "error", "text"),
+    [
+        (RealImages(), [0], ConfigError, "dataset is none"),
+        (SETTINGS, [10], ConfigError, "class 10 does not exist"),
+        (
+            RealImages(dataset="digits", images_per_class=500),
+            [0],
+            DataError,
+            "class 0 has 119 images, fewer than images_per_class",
+        ),
+        (RealImages(dataset="folder", path="nowhere"), [0], DataError, "nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_without_a_file(teacher, settings, classes, error, text):
+    with pytest.raises(error, match=text):
+        collect(teacher, settings=settings, classes=classes)
+    assert not (teacher.parent / "shard.h5").exists()

@@ -1,0 +1,285 @@
+"""``synq verify``: a small folder of results, and each way in which it can be wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+
+from synq import cli
+from synq.config.calibration import Calibration
+from synq.config.evaluation import Evaluation
+from synq.config.export import Export
+from synq.config.finetune import Finetune
+from synq.config.images import TestSet
+from synq.config.model import Model
+from synq.config.synthesis import Synthesis
+from synq.io.artifacts import read_checkpoint, write_checkpoint
+from synq.io.hdf5 import seal
+from synq.models.build import build
+from synq.models.teacher import write_teacher
+from synq.stages.evaluate import evaluate_run, evaluate_teacher
+from synq.stages.export import export_student
+from synq.stages.finetune import finetune_student
+from synq.stages.synthesize import synthesize_shard
+
+TEACHER = "models/net/teacher.safetensors"
+SHARDS = [f"synthetic/net/hard/seed0/{name}.h5" for name in ("classes-0000-0004", "class-0005")]
+RUN = "runs/net/w4a4/synq/seed0"
+HERE = {"device": "cpu", "threads": 0}
+FILES = 9  # teacher, its metrics, two shards, student, snapshots, metrics, export, ONNX
+
+
+def teacher(path, seed):
+    settings = Model(source="train", architecture="resnet20_cifar10", classes=10, image_size=32)
+    torch.manual_seed(seed)
+    state = build(settings.architecture, 10, 3, 32).state_dict()
+    write_teacher(path, state, settings, name="net", mean=[0.5] * 3, std=[0.3] * 3, origin="a test")
+
+
+def shard(root, path, classes, seed=0):
+    synthesize_shard(
+        teacher=root / TEACHER,
+        output=root / path,
+        classes=classes,
+        seed=seed,
+        settings=Synthesis(images_per_class=1, iterations=1),
+        **HERE,
+    )
+
+
+def finetuned(root, **changes):
+    finetune_student(
+        teacher=root / TEACHER,
+        shards=[root / path for path in SHARDS],
+        shard_folder=Path(),
+        bits="w4a4",
+        method="synq",
+        image_set="hard",
+        seed=0,
+        calibration=Calibration(),
+        settings=Finetune(epochs=1, holdout=0, cam="off", **changes),
+        output=root / RUN / "student.safetensors",
+        snapshots=root / RUN / "snapshots.h5",
+        **HERE,
+    )
+
+
+def evaluated(root):
+    reference = root / "models/net/metrics.json"
+    common = {
+        "teacher": root / TEACHER,
+        "test": TestSet(dataset="digits"),
+        "settings": Evaluation(),
+        **HERE,
+    }
+    evaluate_teacher(output=reference, **common)
+    evaluate_run(
+        teacher_metrics=reference,
+        snapshots=root / RUN / "snapshots.h5",
+        shards=[],
+        shard_folder=Path(),
+        output=root / RUN / "metrics.json",
+        **common,
+    )
+
+
+def exported(root, **changes):
+    export_student(
+        teacher=root / TEACHER,
+        student=root / RUN / "student.safetensors",
+        shards=[root / path for path in SHARDS],
+        shard_folder=Path(),
+        settings=Export(**{"least_agreement": 0.0, **changes}),
+        output=root / RUN / "student.onnx",
+        record=root / RUN / "export.json",
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made") / "results"
+    teacher(root / TEACHER, 0)
+    shard(root, SHARDS[0], [0, 1, 2, 3, 4])
+    shard(root, SHARDS[1], [5])
+    finetuned(root)
+    evaluated(root)
+    exported(root)
+    return root
+
+
+@pytest.fixture
+def results(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results"
+
+
+def verified(capsys, code):
+    """The findings, without the summary, of a command with this exit code."""
+    capsys.readouterr()
+    assert cli.main(["verify", "results/"]) == code
+    captured = capsys.readouterr()
+    assert not captured.err
+    *findings, summary = captured.out.splitlines()
+    counted = [int(part.split()[0]) for part in summary.split(", ")[1:]]
+    kinds = ("damaged", "stale", "left over")
+    assert counted == [sum(line.startswith(f"{kind}: ") for line in findings) for kind in kinds]
+    assert all("results/" in line for line in findings)
+    return findings
+
+
+def test_a_whole_folder_has_no_finding(results, capsys):
+    assert cli.main(["verify", "results"]) == 0
+    out = capsys.readouterr().out
+    assert out == f"results: {FILES} files checked, 0 damaged, 0 stale, 0 left over\n"
+
+
+def test_what_is_not_there_or_no_results_is_bad_usage(tmp_path, capsys):
+    for path, text in ((tmp_path / "none", "is not a folder"), (tmp_path, "holds no models")):
+        assert cli.main(["verify", str(path)]) == 2
+        assert text in capsys.readouterr().err
+
+
+EVERY = [
+    TEACHER,
+    "models/net/metrics.json",
+    *SHARDS,
+    *(f"{RUN}/{name}" for name in ("student.safetensors", "snapshots.h5", "metrics.json")),
+    *(f"{RUN}/{name}" for name in ("export.json", "student.onnx")),
+]
+OTHER_STUDENT = (
+    f"stale: results/{RUN}/export.json is of another student than student.safetensors beside it"
+)
+
+
+def only_of(path, findings):
+    """Whether each finding names the file, or is about what was made from it."""
+    assert findings
+    assert [line for line in findings if line.startswith(f"damaged: results/{path} ")]
+    assert not [line for line in findings if not line.startswith("stale: ") and path not in line]
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_a_truncated_file_is_named(results, capsys, path):
+    content = (results / path).read_bytes()
+    (results / path).write_bytes(content[: len(content) // 2])
+    only_of(path, verified(capsys, 1))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.97])
+@pytest.mark.parametrize("path", EVERY)
+def test_a_file_with_a_flipped_bit_is_named(results, capsys, path, share):
+    content = bytearray((results / path).read_bytes())
+    content[int(share * len(content))] ^= 1
+    (results / path).write_bytes(content)
+    only_of(path, verified(capsys, 1))
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_a_file_that_is_something_else_is_named(results, capsys, path):
+    (results / path).write_bytes(b"something else")
+    only_of(path, verified(capsys, 1))
+
+
+def test_a_number_edited_by_hand_is_named(results, capsys):
+    path = results / RUN / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["selected"]["top1"] = 99.9
+    path.write_text(json.dumps(metrics))
+    (line,) = verified(capsys, 1)
+    assert line.startswith(f"damaged: results/{RUN}/metrics.json does not match its checksum")
+
+
+def test_all_that_another_teacher_made_is_stale(results, capsys):
+    teacher(results / TEACHER, 1)
+    findings = verified(capsys, 1)
+    assert len(findings) == FILES - 2  # an ONNX file is compared with export.json beside it
+    end = f"was made from another teacher than {TEACHER}"
+    assert all(line.startswith("stale: ") and line.endswith(end) for line in findings)
+
+
+def test_all_that_a_missing_teacher_made_is_stale(results, capsys):
+    (results / TEACHER).unlink()
+    findings = verified(capsys, 1)
+    assert len(findings) == FILES - 2
+    assert all("a teacher that is not" in line for line in findings)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_students_of_other_or_missing_shards_are_stale(results, capsys, gone):
+    if gone:
+        (results / SHARDS[1]).unlink()
+    else:
+        torch.manual_seed(5)
+        shard(results, "shard.h5", [5], seed=1)
+        with h5py.File(results / "shard.h5", "r+") as file:
+            file.attrs["seed"] = 0
+        seal(results / "shard.h5")
+        (results / "shard.h5").rename(results / SHARDS[1])
+    findings = verified(capsys, 1)
+    what = "no whole" if gone else "another"
+    assert findings == [
+        f"stale: results/{RUN}/{name} was made from images that are gone: "
+        f"there is {what} {SHARDS[1]}"
+        for name in ("snapshots.h5", "student.safetensors")
+    ]
+
+
+def test_metrics_of_other_students_are_stale(results, capsys):
+    finetuned(results, learning_rate=1e-3)
+    line, export = verified(capsys, 1)
+    assert export == OTHER_STUDENT
+    assert line == (
+        f"stale: results/{RUN}/metrics.json measured other students than those in snapshots.h5 "
+        "beside it"
+    )
+
+
+def test_a_student_of_another_run_than_its_snapshots_is_stale(results, capsys):
+    path = results / RUN / "student.safetensors"
+    tensors, record = read_checkpoint(path, "student")
+    record["finetune"]["learning_rate"] = 1.0
+    write_checkpoint(path, "student", tensors, record)
+    line, export = verified(capsys, 1)
+    assert line.endswith("and snapshots.h5 beside it are of two runs")
+    assert export == OTHER_STUDENT
+
+
+def test_files_in_the_place_of_others_are_stale(results, capsys):
+    shutil.copytree(results / RUN, results / "runs/net/w3a3/synq/seed1")
+    shutil.copy(results / SHARDS[1], results / "synthetic/net/hard/seed0/class-0006.h5")
+    findings = verified(capsys, 1)
+    text = "\n".join(findings)
+    assert "class-0006.h5 is of name 'class-0005', not 'class-0006'" in text
+    for name in ("student.safetensors", "snapshots.h5", "metrics.json", "export.json"):
+        assert f"runs/net/w3a3/synq/seed1/{name} is of bits 'w4a4', not 'w3a3'" in text
+        assert f"runs/net/w3a3/synq/seed1/{name} is of seed 'seed0', not 'seed1'" in text
+
+
+def test_a_download_that_is_not_the_teachers_is_stale(results, capsys):
+    path = results / TEACHER
+    tensors, record = read_checkpoint(path, "teacher")
+    write_checkpoint(path, "teacher", tensors, {**record, "origin": f"a.pth sha256:{'0' * 64}"})
+    (results / "models/net/download").write_bytes(b"other")
+    findings = verified(capsys, 1)
+    assert any("download is not the file that the teacher beside it" in line for line in findings)
+
+
+def test_what_killed_jobs_left_is_named_and_is_no_failure(results, capsys):
+    (results / RUN / "student.work").mkdir()
+    (results / "synthetic/net/hard/seed0/.class-0006.h5.tmp.123").touch()
+    findings = verified(capsys, 0)
+    assert [line.split(" ")[2] for line in findings] == [
+        "results/synthetic/net/hard/seed0/.class-0006.h5.tmp.123",
+        f"results/{RUN}/student.work",
+    ]
+
+
+def test_a_run_that_is_not_finished_is_no_finding(results, capsys):
+    for name in ("metrics.json", "student.safetensors", "snapshots.h5"):
+        (results / RUN / name).unlink()
+        assert verified(capsys, 0) == []

@@ -1,0 +1,240 @@
+"""The command line: help, exit codes, and one line about what the user can mend."""
+
+import dataclasses
+import importlib
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from synq import cli
+from synq.config.calibration import Calibration
+from synq.config.fields import settings_of
+from synq.config.finetune import Finetune
+from synq.errors import DivergenceError
+from synq.stages import tables
+
+SETTINGS = [
+    (name, setting, field)
+    for name, command in cli.COMMANDS.items()
+    for cls in command.settings.values()
+    for setting, (field, _) in settings_of(cls).items()
+]
+FINETUNE = [
+    "finetune",
+    "--teacher",
+    "t",
+    "--shards",
+    "s",
+    "--bits",
+    "w4a4",
+    "--method",
+    "m",
+    "--image-set",
+    "i",
+    "--seed",
+    "0",
+    "--output",
+    "o",
+    "--snapshots",
+    "n",
+]
+WRONG = {
+    "finetune": " ".join(FINETUNE[1:]),
+    "evaluate-teacher": "--teacher none --output o",
+    "evaluate": "--teacher none --teacher-metrics m --snapshots s --output o",
+    "export": "--teacher none --student s --shards h --output o --record r",
+    "tables": "--metrics none --benchmarks b --output o",
+    "ablation": "--metrics none --full synq --output o",
+    "verify": "none",
+    "collect": "--teacher none --output o --classes 0 --seed 0 --dataset digits",
+    "inspect": "--teacher none --json j",
+    "synthesize": "--teacher none --output o --classes 0 --seed 0",
+    "train": "--name n --output o --source train --architecture resnet20_cifar --classes 10"
+    " --image-size 32",
+    "fetch": "--name n --download d --output o --source file --architecture resnet20_cifar10"
+    f" --classes 10 --image-size 32 --weights none --sha256 {'0' * 64}"
+    " --mean 0 0 0 --std 1 1 1",
+    "fetch-zoo": "--name n --output o --source pytorchcv --architecture resnet20_cifar11",
+}
+
+
+def run(*arguments):
+    """Exit code, standard output and standard error of ``python -m synq``."""
+    words = [sys.executable, "-m", "synq", *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(capsys, *arguments):
+    """Standard error of a command line that argparse itself refuses."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def error_line(capsys, *arguments):
+    """The one line of a command that ends with exit code 2."""
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.startswith("synq: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def help_of(capsys, monkeypatch, command):
+    """The paragraphs of the help, and each flag's entry, without line breaks."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    parts = re.split(r"\n\n|\n  (?=-)", capsys.readouterr().out)
+    return [" ".join(part.split()) for part in parts]
+
+
+def entry_of(parts, name):
+    flag = "--" + name.replace("_", "-") + " "
+    (entry,) = [part for part in parts if part.startswith(flag)]
+    return entry
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_has_help_on_all_its_arguments(capsys, monkeypatch, command):
+    parts = help_of(capsys, monkeypatch, command)
+    assert cli.COMMANDS[command].text in parts
+    for argument, options in cli.COMMANDS[command].arguments.items():
+        if "required" in options:
+            assert options["help"] in entry_of(parts, argument)
+        else:
+            assert any(options["help"] in part for part in parts)
+
+
+@pytest.mark.parametrize(("command", "setting", "field"), SETTINGS)
+def test_help_has_the_text_default_unit_and_choices_of_a_setting(
+    capsys, monkeypatch, command, setting, field
+):
+    entry = entry_of(help_of(capsys, monkeypatch, command), setting)
+    limits = field.metadata
+    for part in (limits["text"], limits["unit"], *(limits["choices"] or [])):
+        assert part in entry
+    default = {"": "none", (): "none"}.get(field.default, str(field.default))
+    default = default.lower() if isinstance(field.default, bool) else default
+    required = field.default is dataclasses.MISSING
+    assert entry.endswith("(required)" if required else f"(default: {default})")
+
+
+def test_python_m_synq_is_the_command_line():
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    assert all(command in out for command in cli.COMMANDS)
+    assert run("--version")[1].startswith("synq 0.")
+
+
+def test_a_user_error_is_one_line_with_exit_code_2_and_no_file(tmp_path):
+    arguments = ["synthesize", "--teacher", tmp_path / "none", "--output", tmp_path / "a" / "b.h5"]
+    code, out, err = run(*arguments, "--classes", 0, "--seed", 0)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"synq: error: {tmp_path / 'none'} does not exist")
+    assert err.count("\n") == 1
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_reports_a_wrong_input_and_leaves_no_file(
+    capsys, monkeypatch, tmp_path, command
+):
+    monkeypatch.chdir(tmp_path)
+    error_line(capsys, command, *WRONG[command].split())
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--epochs", "-1"], "finetune.epochs is -1; it must be at least 0"),
+        (["--holdout", "0.95"], "finetune.holdout is 0.95; it must be at most 0.9"),
+        (["--learning-rate", "nan"], "finetune.learning_rate is nan, not a finite number"),
+        (["--cam", "gradcm"], "finetune.cam is 'gradcm'; did you mean gradcam?"),
+        (["--lowpass-sigma", "0"], "finetune.lowpass_sigma is 0.0 px; it must be above 0"),
+        (["--range-power", "0"], "calibration.range_power is 0.0; it must be above 0"),
+        (["--threads", "-1"], "threads is negative; write 0 or more"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_any_file_is_read(capsys, flags, text):
+    assert error_line(capsys, *FINETUNE, *flags) == f"synq: error: {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--iterations", "3"], "unrecognized arguments: --iterations 3"),
+        (["--epochs", "1.5"], "invalid int value: '1.5'"),
+        (["--learning-rate", "fast"], "invalid float value: 'fast'"),
+        (["--perturbed-features", "yes"], "'yes' is neither true nor false"),
+        (["--perturbed-features"], "expected one argument"),
+    ],
+)
+def test_an_unknown_flag_or_a_value_of_the_wrong_type_is_refused(capsys, flags, text):
+    assert text in refused(capsys, *FINETUNE, *flags)
+
+
+@pytest.mark.parametrize("arguments", [[], ["fine"], ["finetune"], ["train", "--name", "n"]])
+def test_a_missing_or_unknown_command_or_argument_is_refused(capsys, arguments):
+    assert "usage: synq" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("false", False)])
+def test_a_flag_that_is_true_or_false_says_so(word, value):
+    given = cli.parser().parse_args([*FINETUNE, "--perturbed-features", word])
+    assert given.perturbed_features is value
+
+
+def test_a_setting_that_is_not_given_has_its_default(monkeypatch):
+    taken = {}
+    function = "synq.stages.finetune.finetune_student"
+    monkeypatch.setattr(function, lambda **values: taken.update(values))
+    assert cli.main([*FINETUNE, "--epochs", "3"]) == 0
+    assert taken["settings"] == Finetune(epochs=3)
+    assert taken["calibration"] == Calibration()
+    assert (taken["device"], taken["threads"]) == ("auto", 0)
+
+
+def test_every_command_has_its_function():
+    for command in cli.COMMANDS.values():
+        module, _, function = command.function.rpartition(".")
+        assert callable(getattr(importlib.import_module(f"synq.stages.{module}"), function))
+
+
+@pytest.mark.parametrize("error", [DivergenceError("the loss is nan"), RuntimeError("a bug")])
+def test_a_user_error_is_told_and_a_bug_keeps_its_traceback(capsys, monkeypatch, error):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(tables, "write_accuracy", fail)
+    arguments = ["tables", "--metrics", "m", "--benchmarks", "b", "--output", "o"]
+    if isinstance(error, DivergenceError):
+        assert error_line(capsys, *arguments) == "synq: error: the loss is nan\n"
+    else:
+        with pytest.raises(RuntimeError, match="a bug"):
+            cli.main(arguments)
+
+
+def test_inputs_that_are_newer_than_the_clock_get_the_present_time(tmp_path, monkeypatch, capsys):
+    now = time.time()
+    ages = {"ahead.json": -3600, "before.json": 3600, "benchmarks": -3600}
+    for name, age in ages.items():
+        (tmp_path / name).touch() if name.endswith(".json") else (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (now - age, now - age))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tables, "write_accuracy", lambda **_: None)
+    arguments = ["--metrics", "ahead.json", "before.json", "none", "--benchmarks", "benchmarks"]
+    assert cli.main(["tables", *arguments, "--output", "table"]) == 0
+    assert now - 1 <= os.path.getmtime("ahead.json") <= time.time()
+    assert os.path.getmtime("before.json") == pytest.approx(now - 3600)
+    assert os.path.getmtime("benchmarks") == pytest.approx(now + 3600)  # no file that a rule names
+    assert capsys.readouterr().err == "ahead.json was newer than the clock\n"
