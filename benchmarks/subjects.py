@@ -18,6 +18,7 @@ from synq.finetuning.training import STEPS_UNSEEN, Epochs
 from synq.models.build import build, frozen
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import quantize
+from synq.quantization.quantizers import Recipe
 from synq.reporting.accuracy import confusion
 from synq.runtime.process import generator_for
 from synq.runtime.team import Team
@@ -61,7 +62,7 @@ class Subject:
         self.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images = self.images.to(self.device)
         self.labels = torch.arange(self.batch, device=self.device) % self.classes
-        self.student = quantize(copy.deepcopy(self.teacher), *self.bits).eval()
+        self.student = quantize(copy.deepcopy(self.teacher), Recipe(*self.bits)).eval()
         calibrate(self.student, [self.images], Calibration(range_estimator="minmax"))
 
     def forward(self) -> Tensor:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from synq.models.build import build, frozen
 from synq.models.weights import load_weights
 from synq.quantization.convert import activation_quantizers, quantize
+from synq.quantization.quantizers import Recipe
 
 FOLDER = Path(__file__).parent / "reference"
 BITS = (2, 3, 4, 5, 6, 8)
@@ -41,9 +42,8 @@ def teacher():
 
 def student(step, bits):
     """The student of the reference step, with the ranges that it had."""
-    model = quantize(copy.deepcopy(teacher()), bits, bits)
+    model = quantize(copy.deepcopy(teacher()), Recipe(bits, bits))
     ranges = step[f"w{bits}a{bits}/act_ranges"]
     for quantizer, (lo, hi) in zip(activation_quantizers(model).values(), ranges, strict=True):
-        quantizer.lo.copy_(lo)
-        quantizer.hi.copy_(hi)
+        quantizer.set_range(lo, hi)
     return model.eval().requires_grad_(True)

@@ -9,6 +9,26 @@ from synq.config.fields import setting
 class Calibration:
     """How the student's activation ranges come from images."""
 
+    weights: str = setting(
+        "minmax",
+        "grids of the weights, one per output channel: minmax (extremes, anew at every forward), "
+        "learned (steps that are trained, LSQ)",
+        choices=("minmax", "learned"),
+    )
+    activations: str = setting(
+        "static",
+        "grids of the activations, one per tensor: static (as calibrated), learned (LSQ)",
+        choices=("static", "learned"),
+    )
+    weight_estimator: str = setting(
+        "minmax",
+        "where learned grids of weights begin: minmax (extremes), mse (the clip of each channel "
+        "that minimises the L_p error)",
+        choices=("minmax", "mse"),
+    )
+    ends_bits: int = setting(
+        0, "bits of the first and the last layer's weights; 0: as all others", minimum=0, maximum=8
+    )
     range_estimator: str = setting(
         "mse",
         "minmax: extremes of all images; ema: exponential average of batch extremes; "

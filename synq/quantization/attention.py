@@ -1,8 +1,8 @@
 """Attention layers: which there are, and how the linear layers inside them can be replaced.
 
 An attention layer seldom calls its linear layers as modules: nn.MultiheadAttention keeps one fused
-weight, and torchvision's shifted windows hand the weights to a function. The two classes below
-lead every such product past the layer that owns the weight, which a subclass then quantizes.
+weight, and torchvision's shifted windows hand the weights to a function. What is below leads every
+such product past the layer that owns the weight, which then quantizes it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -140,25 +140,27 @@ class _Redirected(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class RedirectedAttention(nn.Module):
-    """Before an attention class: its linear layers act where it hands their weights to F.linear.
+class _Redirection:
+    """Leads an attention's products past its layers while its forward runs, as a pair of hooks."""
+
+    def __init__(self) -> None:
+        self.entered: list[_Redirected] = []
+
+    def begin(self, module: nn.Module, args: Any) -> None:
+        mode = _Redirected(layer for layer in module.children() if hasattr(layer, "product"))
+        mode.__enter__()
+        self.entered.append(mode)
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.entered.pop().__exit__(None, None, None)
+
+
+def redirect(layer: nn.Module) -> None:
+    """Let the linear layers of an attention act where it hands their weights to F.linear.
 
     The bias is the one that the attention gives, which need not be the layer's (Swin V2 has none
-    for keys). An attention that calls its layers is left as it is.
+    for keys). An attention that calls its layers computes what it did.
     """
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        layers = [layer for layer in self.children() if hasattr(layer, "product")]
-        with _Redirected(layers):
-            return super().forward(*args, **kwargs)
-
-
-_REDIRECTED: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def redirected(attention: type[nn.Module]) -> type[nn.Module]:
-    """``attention`` with ``RedirectedAttention`` before it; the same class every time."""
-    if attention not in _REDIRECTED:
-        bases = (RedirectedAttention, attention)
-        _REDIRECTED[attention] = type(f"Quant{attention.__name__}", bases, {"__module__": __name__})
-    return _REDIRECTED[attention]
+    redirection = _Redirection()
+    layer.register_forward_pre_hook(redirection.begin)
+    layer.register_forward_hook(redirection.end, always_call=True)

@@ -1,4 +1,4 @@
-"""Activation ranges of the student, from the images that it will be trained on."""
+"""Grids of the student, from its weights and from the images that it will be trained on."""
 
 from collections.abc import Iterable
 
@@ -7,12 +7,9 @@ from torch import Tensor, nn
 
 from synq.config.calibration import Calibration
 from synq.errors import DivergenceError
-from synq.quantization.convert import (
-    QuantizedActivation,
-    activation_quantizers,
-    fake_quantize,
-    observing,
-)
+from synq.quantization.affine import channel_ranges, fake_quantize, grid_of_range
+from synq.quantization.convert import activation_quantizers, observing, weight_quantizers
+from synq.quantization.quantizers import Quantizer
 
 # The clip search needs the shape of the distribution, not every value of a feature map.
 SAMPLE = 65_536
@@ -28,7 +25,7 @@ class Observer:
     activations that they will see in training.
     """
 
-    def __init__(self, quantizer: QuantizedActivation, settings: Calibration) -> None:
+    def __init__(self, quantizer: Quantizer, settings: Calibration) -> None:
         self.quantizer = quantizer
         self.settings = settings
         self.batches = 0
@@ -53,8 +50,8 @@ class Observer:
             self.lo = kept * self.lo + (1 - kept) * lo
             self.hi = kept * self.hi + (1 - kept) * hi
         self.batches += 1
-        self.quantizer.lo.copy_(self.lo * self.settings.clip_ratio)
-        self.quantizer.hi.copy_(self.hi * self.settings.clip_ratio)
+        ratio = self.settings.clip_ratio
+        self.quantizer.set_range(self.lo * ratio, self.hi * ratio)
 
 
 def best_clip(output: Tensor, bits: int, power: float) -> float:
@@ -63,14 +60,49 @@ def best_clip(output: Tensor, bits: int, power: float) -> float:
     values = values[:: max(len(values) // SAMPLE, 1)]
     lo, hi = values.min().clamp_max(0), values.max().clamp_min(0)
     errors = [
-        (fake_quantize(values, lo * clip, hi * clip, bits) - values).abs().pow(power).mean()
+        (fake_quantize(values, grid_of_range(lo * clip, hi * clip, bits)) - values)
+        .abs()
+        .pow(power)
+        .mean()
         for clip in CLIPS
     ]
     return CLIPS[int(torch.stack(errors).argmin())]
 
 
+def best_channel_clips(weight: Tensor, bits: int, power: float) -> Tensor:
+    """For each output channel (first axis) the factor of ``CLIPS`` with the smallest error.
+
+    The error is the mean of |w - quantized(w)|^p; the result has the axes of ``channel_ranges``.
+    """
+    lo, hi = channel_ranges(weight)
+    errors = torch.stack(
+        [
+            (fake_quantize(weight, grid_of_range(lo * clip, hi * clip, bits)) - weight)
+            .abs()
+            .pow(power)
+            .flatten(1)
+            .mean(1)
+            for clip in CLIPS
+        ]
+    )
+    return torch.tensor(CLIPS, device=weight.device)[errors.argmin(0)].view_as(lo)
+
+
+def set_weight_ranges(student: nn.Module, settings: Calibration) -> None:
+    """Let every learned grid of a weight begin at the channel's extremes, or at a searched clip."""
+    for layer in weight_quantizers(student).values():
+        weight = layer.by_output(layer.weight.detach())
+        lo, hi = channel_ranges(weight)
+        if settings.weight_estimator == "mse":
+            bits = layer.weight_quantizer.bits
+            clips = best_channel_clips(weight, bits, settings.range_power)
+            lo, hi = lo * clips, hi * clips
+        layer.weight_quantizer.set_range(lo, hi)
+
+
 def calibrate(student: nn.Module, batches: Iterable[Tensor], settings: Calibration) -> None:
-    """Set the range of every quantized activation from batches ``[n, C, H, W]``, in place."""
+    """Set the grids of weights, and of activations from batches ``[n, C, H, W]``, in place."""
+    set_weight_ranges(student, settings)
     quantizers = activation_quantizers(student)
     observers = {name: Observer(module, settings) for name, module in quantizers.items()}
     with observing(student, observers):

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from synq.errors import ModelError
 from synq.models.structure import LINEAR, attention_layers
-from synq.quantization.activations import FUNCTIONS, GATES
+from synq.quantization.activations import FUNCTIONS, GATES, QUANTIZABLE
 from synq.quantization.attention import open_inputs
-from synq.quantization.convert import ACTIVATIONS, WEIGHTED
+from synq.quantization.convert import WEIGHTED
 from synq.quantization.trace import QUANTIZED, Trace, Visits
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -84,7 +84,7 @@ class Anatomy:
 
 def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
     """Send one image of zeros through the model and tell what it passes; the model stays as is."""
-    trace = Trace(model, ACTIVATIONS)
+    trace = Trace(model, QUANTIZABLE)
     trace.run(image_shape)
     names = {module: name or "the model" for name, module in model.named_modules()}
     # The linear layers of an attention are read by its own function, not called.
@@ -96,7 +96,7 @@ def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
     activation_calls, layer_calls = [], []
     for caller, function in trace.functions:
         where = names[caller] if caller else "the model"
-        if function in FUNCTIONS and type(caller) not in (*ACTIVATIONS, *GATES):
+        if function in FUNCTIONS and type(caller) not in (*QUANTIZABLE, *GATES):
             spelling, instead = FUNCTIONS[function]
             activation_calls.append(Call(where, spelling, f"nn.{instead.__name__}"))
         elif function in WEIGHING and (
@@ -145,7 +145,7 @@ def refuse(anatomy: Anatomy) -> None:
             f"quantized; make it an {calls[0].instead} module{more}"
         )
     if all(part.reason for part in anatomy.of("activation")):
-        kinds = ", ".join(activation.__name__ for activation in ACTIVATIONS)
+        kinds = ", ".join(activation.__name__ for activation in QUANTIZABLE)
         raise ModelError(f"no forward of the model passes an activation module ({kinds})")
 
 
@@ -195,14 +195,14 @@ def _role(module: nn.Module) -> str:
     if type(module) in GATES:
         return "gate"
     of_torch = type(module).__module__ == nn.ReLU.__module__
-    return "activation" if isinstance(module, tuple(ACTIVATIONS)) or of_torch else ""
+    return "activation" if isinstance(module, QUANTIZABLE) or of_torch else ""
 
 
 def _reason(module: nn.Module, *, called: bool) -> str:
     """Why a module stays in full precision; empty where it does not."""
     if not called:
         return "never called"
-    known = [*WEIGHTED, *ACTIVATIONS, nn.MultiheadAttention]
+    known = [*WEIGHTED, *QUANTIZABLE, nn.MultiheadAttention]
     if type(module) in known:
         return ""
     if type(module) in GATES:

@@ -15,8 +15,7 @@ from computing something else:
 
 import copy
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -29,14 +28,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from synq.errors import ModelError, reason
-from synq.quantization.convert import (
-    QuantizedActivation,
-    QuantizedWeight,
-    channel_ranges,
-    fake_quantize,
-    quantize_to_codes,
-    scale_and_zero,
-)
+from synq.quantization.affine import SMALLEST_RANGE, Grid, channel_ranges
+from synq.quantization.convert import activation_quantizers, weight_quantizers
+from synq.quantization.quantizers import Quantizer
 
 OPSET = 21
 
@@ -63,26 +57,26 @@ def to_onnx(
     Raises ModelError where torch cannot export it.
     """
     network = copy.deepcopy(student).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    network.forward = partial(_flat, network.forward)
-    opset = OPSET
     # What the forward reads: a network may have layers that it does not call.
-    weights: set[nn.Module] = set()
-    activations: set[nn.Module] = set()
-    for module in network.modules():
-        if isinstance(module, QuantizedWeight):
-            _keep_codes(module, weights)
-            opset = OPSET_OF_2_BITS if module.bits == 2 else opset
-        elif isinstance(module, QuantizedActivation):
-            _keep_grid(module, activations)
-    model = _exported(network, image_shape, opset, batch=2)
+    weights_read: set[Quantizer] = set()
+    activations_read: set[Quantizer] = set()
+    weights = [*weight_quantizers(network).values()]
+    opset = OPSET_OF_2_BITS if any(w.weight_quantizer.bits == 2 for w in weights) else OPSET
+    for layer in weights:
+        weight = layer.by_output(layer.weight.detach())
+        layer.weight_quantizer = _CodesOfWeight(weight, layer.weight_quantizer, weights_read)
+    for name, quantizer in activation_quantizers(network).items():
+        network.set_submodule(name, _OperatorsOfGrid(quantizer, activations_read))
+    model = _exported(_Flat(network), image_shape, opset, batch=2)
     if batch_of(model):
         # The network's code takes the number of images for a constant.
-        model = _exported(network, image_shape, opset, batch=1)
+        model = _exported(_Flat(network), image_shape, opset, batch=1)
     types = {3: ml_dtypes.uint2, **TYPES} if opset == OPSET_OF_2_BITS else TYPES
     found = (_narrow(model, types), sum(node.op_type == "QuantizeLinear" for node in model.graph))
-    if found[0] < len(weights) or found[1] < len(activations):
+    read = (len(weights_read), len(activations_read))
+    if found[0] < read[0] or found[1] < read[1]:
         raise ModelError(
-            f"of {len(weights)} quantized weights and {len(activations)} activations the ONNX "
+            f"of {read[0]} quantized weights and {read[1]} activations the ONNX "
             f"graph has {found[0]} and {found[1]}; set export.format: none"
         )
     RemoveUnusedNodesPass()(model)
@@ -104,9 +98,17 @@ class _FlatProducts(TorchFunctionMode):
         return product.unflatten(0, input.shape[:-1])
 
 
-def _flat(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    with _FlatProducts():
-        return forward(images)
+class _Flat(nn.Module):
+    """A network whose linear layers see all tokens of all images as one matrix."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Any:
+        with _FlatProducts():
+            return self.network(images)
 
 
 def batch_of(model: onnx_ir.Model) -> int:
@@ -143,88 +145,79 @@ def _exported(
 
 
 class Codes(NamedTuple):
-    """A weight as ``(codes - zeros) * scales``; the latter two have an entry an output channel."""
+    """A weight as ``(codes - zeros) * scales``; the latter two have an entry per output channel."""
 
     codes: Tensor
     scales: Tensor
     zeros: Tensor
 
 
-def codes_of(weight: Tensor, bits: int) -> Codes:
-    """The codes of a weight ``[out, ...]``, none of them and no zero point below 0."""
-    lo, hi = (end.flatten() for end in channel_ranges(weight))
+def codes_of(weight: Tensor, grid: Grid) -> Codes:
+    """The codes of a weight ``[out, ...]`` on its grid, none of them and no zero point below 0."""
     axes = (-1,) + (1,) * (weight.dim() - 1)
-    scale, zero = scale_and_zero(lo, hi, bits)
-    half = 2 ** (bits - 1)
-    codes = quantize_to_codes(weight, scale.view(axes), zero.view(axes), bits) + half
-    zeros, scales = half - zero, 1 / scale
+    codes, scales = grid.codes(weight) + grid.half, grid.scale.flatten()
+    zeros = grid.zero_point.flatten() + grid.half
     # A channel without 0 in its range has a zero point beyond the codes: both move.
     moved = (-zeros).clamp_min(0)
     codes, zeros = codes + moved.view(axes), zeros + moved
     # A channel of one value has no scale of its own; that value is one.
-    single = (lo == hi) & (lo != 0)
+    lo, hi = (end.flatten() for end in channel_ranges(weight))
+    single = (lo == hi) & (lo != 0) & (grid.scale.flatten() < SMALLEST_RANGE)
     codes = torch.where(single.view(axes), (lo > 0).float().view(axes), codes)
     zeros = torch.where(single, (lo < 0).float(), zeros)
     return Codes(codes, torch.where(single, lo.abs(), scales), zeros)
 
 
-def _keep_codes(module: QuantizedWeight, read: set[nn.Module]) -> None:
-    """Let the module take its weight from codes; not where those need more than 16 bits."""
-    seen: list[Tensor] = []
+class _CodesOfWeight(Quantizer):
+    """Gives a weight from its codes; as it is rounded where those need more than 16 bits."""
 
-    def see(weight: Tensor) -> Tensor:
-        seen.append(weight.detach())
-        return weight
+    def __init__(self, weight: Tensor, quantizer: Quantizer, read: set[Quantizer]) -> None:
+        super().__init__(quantizer.bits)
+        self.readers = read
+        grid = quantizer.grid(weight)
+        codes, scales, zeros = codes_of(weight, grid)
+        largest = max(float(codes.max()), float(zeros.max()))
+        self.values = None if largest <= max(TYPES) else grid.values(grid.codes(weight))
+        if self.values is None:
+            whole = torch.uint8 if largest <= 255 else torch.uint16
+            self.register_buffer("codes", codes.to(whole))
+            self.register_buffer("scales", scales)
+            self.register_buffer("zeros", zeros.to(whole))
 
-    module.rounded = see  # type: ignore[method-assign]
-    module.quantized_weight()
-    weight = seen[0]
-    codes, scales, zeros = codes_of(weight, module.bits)
-    largest = max(float(codes.max()), float(zeros.max()))
-    if not largest <= max(TYPES):
-        values = fake_quantize(weight, *channel_ranges(weight), module.bits)
-        module.rounded = lambda weight: values  # type: ignore[method-assign]
-        return
-    whole = torch.uint8 if largest <= 255 else torch.uint16
-    module.register_buffer("codes", codes.to(whole))
-    module.register_buffer("scales", scales)
-    module.register_buffer("zeros", zeros.to(whole))
-    module.rounded = partial(_dequantized, module, read)  # type: ignore[method-assign]
-
-
-def _dequantized(module: nn.Module, read: set[nn.Module], _: Tensor) -> Tensor:
-    read.add(module)
-    codes, scales, zeros = (module.get_buffer(name) for name in Codes._fields)
-    inputs = (codes, scales, zeros)
-    return torch.onnx.ops.symbolic(
-        "DequantizeLinear", inputs, {"axis": 0}, dtype=torch.float32, shape=codes.shape
-    )
+    def rounded(self, values: Tensor) -> Tensor:
+        if self.values is not None:
+            return self.values
+        self.readers.add(self)
+        codes, scales, zeros = (self.get_buffer(name) for name in Codes._fields)
+        inputs = (codes, scales, zeros)
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", inputs, {"axis": 0}, dtype=torch.float32, shape=codes.shape
+        )
 
 
-def _keep_grid(module: QuantizedActivation, read: set[nn.Module]) -> None:
-    """Let the module round by operators of ONNX. Its range holds 0, as the observers set it."""
-    scale, zero = scale_and_zero(module.lo, module.hi, module.bits)
-    largest = 2**module.bits - 1
-    # 8 bits, whatever the width: the type costs nothing, and every runtime knows it.
-    zero = 2 ** (module.bits - 1) - zero
-    module.register_buffer("step", 1 / scale)
-    module.register_buffer("zero", zero.to(torch.uint8))
-    ends = None if module.bits == 8 else (float(-zero / scale), float((largest - zero) / scale))
-    module.rounded = partial(_on_grid, module, read, ends)  # type: ignore[method-assign]
+class _OperatorsOfGrid(Quantizer):
+    """Rounds an activation by operators of ONNX. Its grid holds 0, as calibration sets it."""
 
+    def __init__(self, quantizer: Quantizer, read: set[Quantizer]) -> None:
+        super().__init__(quantizer.bits)
+        self.readers = read
+        grid = quantizer.grid(torch.zeros(1))
+        lo, hi = grid.ends
+        self.ends = None if grid.bits == 8 else (float(lo), float(hi))
+        # 8 bits, whatever the width: the type costs nothing, and every runtime knows it.
+        self.register_buffer("scale", grid.scale)
+        self.register_buffer("zero_point", (grid.zero_point + grid.half).to(torch.uint8))
 
-def _on_grid(
-    module: nn.Module, read: set[nn.Module], ends: tuple[float, float] | None, values: Tensor
-) -> Tensor:
-    read.add(module)
-    grid = (module.get_buffer("step"), module.get_buffer("zero"))
-    codes = torch.onnx.ops.symbolic(
-        "QuantizeLinear", (values, *grid), dtype=torch.uint8, shape=values.shape
-    )
-    restored = torch.onnx.ops.symbolic(
-        "DequantizeLinear", (codes, *grid), dtype=torch.float32, shape=values.shape
-    )
-    return restored.clamp(*ends) if ends else restored
+    def rounded(self, values: Tensor) -> Tensor:
+        self.readers.add(self)
+        grid = (self.get_buffer("scale"), self.get_buffer("zero_point"))
+        codes = torch.onnx.ops.symbolic(
+            "QuantizeLinear", (values, *grid), dtype=torch.uint8, shape=values.shape
+        )
+        restored = torch.onnx.ops.symbolic(
+            "DequantizeLinear", (codes, *grid), dtype=torch.float32, shape=values.shape
+        )
+        return restored.clamp(*self.ends) if self.ends else restored
 
 
 def _narrow(model: onnx_ir.Model, types: Mapping[int, Any]) -> int:

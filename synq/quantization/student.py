@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from synq.config.calibration import Calibration
 from synq.config.grid import parse_bits
 from synq.errors import ArtifactError
 from synq.io.artifacts import read_checkpoint
@@ -14,15 +15,26 @@ from synq.models.teacher import Teacher
 from synq.models.weights import load_weights
 from synq.quantization.convert import quantize
 from synq.quantization.coverage import require_modules
+from synq.quantization.quantizers import Recipe
 
 
-def student_of(teacher: Teacher, bits: tuple[int, int]) -> nn.Module:
+def student_of(teacher: Teacher, recipe: Recipe) -> nn.Module:
     """A quantized copy of a teacher, with ranges that are not calibrated yet.
 
     Raises ModelError where activations would stay in full precision unseen.
     """
     require_modules(teacher.model, teacher.image_shape)
-    return quantize(copy.deepcopy(teacher.model), *bits).eval()
+    return quantize(copy.deepcopy(teacher.model), recipe).eval()
+
+
+def recipe_from(bits: str, settings: Calibration) -> Recipe:
+    """The recipe that widths such as ``w4a4`` and settings ask for."""
+    return Recipe(
+        *parse_bits(bits),
+        weights=settings.weights,
+        activations=settings.activations,
+        ends=settings.ends_bits,
+    )
 
 
 def student_tensors(student: nn.Module) -> dict[str, Tensor]:
@@ -34,9 +46,20 @@ def read_student(path: Path, teacher: Teacher) -> tuple[nn.Module, dict[str, Any
     """The quantized network of a student's file, and the record of its run."""
     tensors, record = read_checkpoint(path, "student")
     check_teacher(record, teacher, path)
-    student = student_of(teacher, parse_bits(record.get("bits", "")))
+    student = student_of(teacher, recipe_of(record, path))
     load_weights(student, tensors, str(path))
     return student, record
+
+
+def recipe_of(record: Mapping[str, Any], path: Path) -> Recipe:
+    """The recipe that a student's record holds."""
+    try:
+        return Recipe(**record["recipe"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} does not say how it was quantized ({error}); "
+            "delete it and run the fine-tuning again"
+        ) from None
 
 
 def check_teacher(record: Mapping[str, Any], teacher: Teacher, path: Path) -> None:

@@ -14,6 +14,7 @@ from synq.errors import ModelError
 from synq.models.structure import batchnorms, cam_layer, feature_blocks
 from synq.quantization.convert import packed_bytes, quantize
 from synq.quantization.coverage import examine, refuse
+from synq.quantization.quantizers import Recipe
 from synq.synthesis.patches import PatchReader, uses_patches
 
 WIDTHS = (32, 8, 4, 3, 2)
@@ -39,7 +40,7 @@ def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
         synthesis.append("no forward of the model passes one of its BatchNorm layers")
     student = copy.deepcopy(model)
     _attempt(quantization, lambda: refuse(anatomy))
-    _attempt(quantization, lambda: quantize(student, WIDTHS[-1], WIDTHS[-1]))
+    _attempt(quantization, lambda: quantize(student, Recipe(WIDTHS[-1], WIDTHS[-1])))
     layer = _attempt([], lambda: cam_layer(model, image_shape))
     blocks = _attempt([], lambda: feature_blocks(model)) or []
     if layer is None and Finetune().cam != "off":

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from synq.config.evaluation import Evaluation
-from synq.config.grid import parse_bits
 from synq.config.images import TestSet
 from synq.data.datasets import Images, read
 from synq.errors import DataError
@@ -17,7 +16,7 @@ from synq.io.shards import ShardSet, split
 from synq.io.snapshots import Snapshots
 from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.convert import packed_bytes
-from synq.quantization.student import check_teacher, student_of
+from synq.quantization.student import check_teacher, recipe_of, student_of
 from synq.reporting.accuracy import confusion, doubt, top1
 from synq.runtime.process import prepare, versions
 from synq.runtime.progress import progress
@@ -83,7 +82,7 @@ def evaluate_run(
             images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
         else:
             images = _test_images(network, test)
-        student = student_of(network, parse_bits(record["bits"]))
+        student = student_of(network, recipe_of(record, snapshots))
         student.to(next(network.model.parameters()).device)
         accuracies: dict[int, float] = {}
         for epoch in progress(students.epochs, "students"):

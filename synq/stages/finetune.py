@@ -9,7 +9,6 @@ import torch
 
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
-from synq.config.grid import parse_bits
 from synq.errors import ConfigError
 from synq.finetuning.batches import Images
 from synq.finetuning.resume import Work
@@ -20,7 +19,7 @@ from synq.io.snapshots import write_snapshots
 from synq.models.teacher import read_teacher
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import packed_bytes
-from synq.quantization.student import student_of
+from synq.quantization.student import recipe_from, student_of
 from synq.runtime.process import generator_for, prepare, versions
 from synq.runtime.team import joined
 from synq.synthesis.gdfq import GeneratorTraining
@@ -51,12 +50,13 @@ def finetune_student(
     """
     # The rule asks for the threads of all processes.
     target = prepare(device, -(-threads // settings.processes))
-    widths = parse_bits(bits)
+    recipe = recipe_from(bits, calibration)
     network = read_teacher(teacher, target)
     record = {
         "teacher_sha256": network.sha256,
         "model": network.name,
         "bits": bits,
+        "recipe": recipe.record(),
         "method": method,
         "image_set": image_set,
         "shards": [path.stem for path in shards],
@@ -77,7 +77,7 @@ def finetune_student(
         images = Images(shard_set, settings, target)
         if not len(images.train):
             raise ConfigError("finetune.holdout leaves no image to train on; lower it")
-        student = student_of(network, widths).to(target)
+        student = student_of(network, recipe).to(target)
         work = Work(output, record)
         state, text = work.resume(student)
         if team.leads and text:
@@ -108,7 +108,7 @@ def finetune_student(
     if state.part:
         return TERMINATED
     if team.leads:
-        _finish(work, state, settings, packed_bytes(student, widths[0]), output, snapshots)
+        _finish(work, state, settings, packed_bytes(student), output, snapshots)
     return 0
 
 

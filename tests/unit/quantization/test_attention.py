@@ -17,16 +17,11 @@ from synq.config.calibration import Calibration
 from synq.errors import ModelError
 from synq.models.hooks import recorded
 from synq.models.structure import attention_layers, cam_layer
-from synq.quantization.attention import OpenMultiheadAttention
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import (
-    QuantizedWeight,
-    QuantMultiheadAttention,
-    activation_quantizers,
-    packed_bytes,
-    quantize,
-)
+from synq.quantization.convert import activation_quantizers, packed_bytes, quantize
 from synq.quantization.coverage import require_modules
+from synq.quantization.layers import QuantizedWeight, QuantMultiheadAttention
+from synq.quantization.quantizers import Recipe
 from synq.reporting.inspection import inspect_model
 
 MINMAX = Calibration(range_estimator="minmax")
@@ -43,7 +38,7 @@ def images(count=8, shape=SHAPE):
 
 
 def student(model, bits, settings=MINMAX, shape=SHAPE, count=8):
-    network = quantize(copy.deepcopy(model), *bits).eval()
+    network = quantize(copy.deepcopy(model), Recipe(*bits)).eval()
     calibrate(network, [images(count, shape)], settings)
     return network
 
@@ -84,11 +79,16 @@ def test_real_structures_are_quantized_whole(make, weights, activations):
 
 def test_names_are_those_of_the_network():
     model = small()
-    network = quantize(copy.deepcopy(model), 4, 8)
+    network = quantize(copy.deepcopy(model), Recipe(4, 8))
     assert set(activation_quantizers(network)) == {
         f"blocks.{block}.{name}"
         for block in (0, 1)
-        for name in ("attention.input", "attention.out_proj.input", "mlp.0.input", "mlp.1")
+        for name in (
+            "attention.input",
+            "attention.out_proj.input",
+            "mlp.0.input",
+            "mlp.1.quantizer",
+        )
     }
     added = {f"{name}.{end}" for name in activation_quantizers(network) for end in ("lo", "hi")}
     assert set(network.state_dict()) - set(model.state_dict()) == added
@@ -172,7 +172,8 @@ def test_opened_attention_is_that_of_torch():
     for batch_first in (False, True):
         layer = nn.MultiheadAttention(WIDTH, 3, batch_first=batch_first)
         opened = copy.deepcopy(layer)
-        opened.__class__ = OpenMultiheadAttention
+        opened = QuantMultiheadAttention.from_float(layer)
+        opened.weight_quantizer, opened.input = nn.Identity(), nn.Identity()
         query, other = torch.randn(4, 4, WIDTH), torch.randn(4, 4, WIDTH)
         for arguments in ((query, query, query), (query, other, other), (query, other, query)):
             for average in (True, False):
@@ -184,7 +185,7 @@ def test_opened_attention_is_that_of_torch():
 
 def test_attention_without_biases_is_quantized():
     layer = nn.MultiheadAttention(WIDTH, 3, bias=False, batch_first=True)
-    network = quantize(nn.Sequential(layer), 8, 8)[0]
+    network = quantize(nn.Sequential(layer), Recipe(8, 8))[0]
     assert isinstance(network, QuantMultiheadAttention)
     x = images(2, (4, WIDTH))
     with torch.no_grad():
@@ -224,18 +225,18 @@ class Own(nn.MultiheadAttention):
 )
 def test_attention_that_would_escape_is_refused(layer, reason):
     with pytest.raises(ModelError, match=reason):
-        quantize(nn.Sequential(layer(), nn.Linear(8, 2)), 4, 4)
+        quantize(nn.Sequential(layer(), nn.Linear(8, 2)), Recipe(4, 4))
 
 
 def test_masks_are_refused():
-    network = quantize(nn.Sequential(nn.MultiheadAttention(8, 2)), 4, 4)[0]
+    network = quantize(nn.Sequential(nn.MultiheadAttention(8, 2)), Recipe(4, 4))[0]
     x = torch.zeros(3, 1, 8)
     with pytest.raises(ModelError, match="mask"):
         network(x, x, x, attn_mask=torch.zeros(3, 3))
 
 
 def test_packed_size_counts_the_fused_weight():
-    network = quantize(nn.Sequential(nn.MultiheadAttention(8, 2)), 4, 4)
+    network = quantize(nn.Sequential(nn.MultiheadAttention(8, 2)), Recipe(4, 4))
     codes = (24 * 8 + 8 * 8) // 2 + 8 * (24 + 8)
     assert packed_bytes(network, 4) == codes + 4 * (24 + 8) + 4 * 4  # biases, two ranges
 
@@ -244,7 +245,7 @@ def test_a_network_without_attention_gains_no_inputs():
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()
     )
-    assert list(activation_quantizers(quantize(model, 4, 4))) == ["4"]
+    assert list(activation_quantizers(quantize(model, Recipe(4, 4)))) == ["4.quantizer"]
 
 
 def test_there_is_no_activation_map_of_a_transformer(model):
@@ -273,7 +274,7 @@ def test_inspection_finds_a_transformer_fit_and_its_layers_quantized(model):
     assert found["prior"] == "patches"
     assert found["needs"] == ["finetune.cam: off"]
     layers = {p["name"]: p for p in found["parts"] if p["role"] == "layer" and not p["reason"]}
-    students = quantize(copy.deepcopy(model), 4, 4)
+    students = quantize(copy.deepcopy(model), Recipe(4, 4))
     names = {n for n, m in students.named_modules() if isinstance(m, QuantizedWeight)}
     assert set(layers) == names
     assert set(found["never_called"]) <= {"blocks.0.attention.drop", "blocks.1.attention.drop"}

@@ -4,15 +4,17 @@ from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.errors import DivergenceError
+from synq.quantization.affine import fake_quantize, grid_of_range
 from synq.quantization.calibration import best_clip, calibrate
-from synq.quantization.convert import activation_quantizers, fake_quantize, quantize
+from synq.quantization.convert import activation_quantizers, quantize
+from synq.quantization.quantizers import Recipe
 
 
 def passing(bits=3):
     """A network whose one activation sees its input as it is."""
     layer = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.ones_(layer.weight)
-    return quantize(nn.Sequential(layer, nn.ReLU()), 8, bits)
+    return quantize(nn.Sequential(layer, nn.ReLU()), Recipe(8, bits))
 
 
 def ranges(batches, **settings):
@@ -51,7 +53,11 @@ def test_mse_clips_outliers_and_beats_minmax():
     zero = torch.tensor(0.0)
 
     def error(hi):
-        return float((fake_quantize(values, zero, torch.tensor(hi), 3) - values).square().mean())
+        return float(
+            (fake_quantize(values, grid_of_range(zero, torch.tensor(hi), 3)) - values)
+            .square()
+            .mean()
+        )
 
     assert error(clipped) < 0.3 * error(30.0)
     assert error(clipped) <= min(error(clipped * factor) for factor in (0.8, 1.25))
@@ -81,7 +87,7 @@ def test_later_layers_see_the_quantized_earlier_ones():
     layers = [nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Conv2d(1, 1, 1, bias=False), nn.ReLU()]
     for layer in layers[::2]:
         nn.init.ones_(layer.weight)
-    model = quantize(nn.Sequential(*layers), 8, 3)
+    model = quantize(nn.Sequential(*layers), Recipe(8, 3))
     calibrate(model, [uniform(1.0)], Calibration(range_estimator="minmax", clip_ratio=0.5))
     first, second = activation_quantizers(model).values()
     assert float(first.hi) == pytest.approx(0.5)

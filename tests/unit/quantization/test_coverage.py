@@ -14,6 +14,7 @@ from synq.models.build import build, frozen
 from synq.models.teacher import Teacher
 from synq.quantization.convert import activation_quantizers
 from synq.quantization.coverage import examine, require_modules
+from synq.quantization.quantizers import Recipe
 from synq.quantization.student import student_of
 from synq.quantization.trace import Trace
 
@@ -107,9 +108,9 @@ def test_a_student_of_a_functional_network_is_refused():
     model = frozen(wrapped(nn.ReLU(), Apply(F.relu), nn.Flatten(), nn.Linear(144, 5)))
     teacher = Teacher(model, "", "own", 5, SHAPE, [0.0] * 3, [1.0] * 3)
     with pytest.raises(ModelError, match=r"^3 calls F\.relu"):
-        student_of(teacher, (4, 4))
+        student_of(teacher, Recipe(4, 4))
     del model[3]
-    assert len(activation_quantizers(student_of(teacher, (4, 4)))) == 1
+    assert len(activation_quantizers(student_of(teacher, Recipe(4, 4)))) == 1
 
 
 def test_a_network_that_passes_by_its_activations_is_refused():
@@ -281,12 +282,12 @@ def test_shared_activation_modules_are_told_and_have_one_range(model, shape):
     model = frozen(model if isinstance(model, nn.Module) else model())
     anatomy = examine(model, shape)
     teacher = Teacher(model, "", "own", 10, shape, [0.0] * 3, [1.0] * 3)
-    quantizers = activation_quantizers(student_of(teacher, (4, 4)))
+    quantizers = activation_quantizers(student_of(teacher, Recipe(4, 4)))
     assert anatomy.shared_activations
     for name, calls in anatomy.shared_activations.items():
         assert calls > 1
-        assert quantizers[name].lo.shape == ()
-    assert set(quantizers) == {layer.name for layer in anatomy.of("activation")}
+        assert quantizers[f"{name}.quantizer"].lo.shape == ()
+    assert set(quantizers) == {f"{layer.name}.quantizer" for layer in anatomy.of("activation")}
     if shape == SHAPE:
         assert anatomy.shared_activations == {"2": 2}
     else:

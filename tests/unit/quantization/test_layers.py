@@ -13,15 +13,11 @@ from synq.config.finetune import Finetune
 from synq.finetuning.objective import Objective
 from synq.models.build import build, frozen
 from synq.quantization.activations import QUANTIZABLE
+from synq.quantization.affine import fake_quantize, grid_of_range
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import (
-    ACTIVATIONS,
-    activation_quantizers,
-    fake_quantize,
-    packed_bytes,
-    quantize,
-    swap_channels,
-)
+from synq.quantization.convert import activation_quantizers, packed_bytes, quantize
+from synq.quantization.layers import swap_channels
+from synq.quantization.quantizers import Recipe
 
 # How deep each goes below zero; SELU and CELU are an ELU with other constants.
 LOWEST = {
@@ -43,14 +39,14 @@ def by_hand(weight, groups, bits, transposed):
     result = torch.empty_like(weight)
     if not transposed:
         for channel, own in enumerate(weight):
-            result[channel] = fake_quantize(own, own.min(), own.max(), bits)
+            result[channel] = fake_quantize(own, grid_of_range(own.min(), own.max(), bits))
         return result
     inputs, outputs = weight.shape[0] // groups, weight.shape[1]
     for group in range(groups):
         rows = slice(group * inputs, (group + 1) * inputs)
         for channel in range(outputs):
             own = weight[rows, channel]
-            result[rows, channel] = fake_quantize(own, own.min(), own.max(), bits)
+            result[rows, channel] = fake_quantize(own, grid_of_range(own.min(), own.max(), bits))
     return result
 
 
@@ -71,7 +67,7 @@ def test_each_output_channel_has_its_own_grid(layer, bits):
     transposed = isinstance(layer, nn.ConvTranspose2d)
     expected = copy.deepcopy(layer)
     expected.weight.data = by_hand(layer.weight.data, layer.groups, bits, transposed)
-    ours = quantize(nn.Sequential(copy.deepcopy(layer), nn.ReLU()), bits, 8)[0]
+    ours = quantize(nn.Sequential(copy.deepcopy(layer), nn.ReLU()), Recipe(bits, 8))[0]
     torch.testing.assert_close(ours.quantized_weight(), expected.weight, rtol=0, atol=0)
     images = torch.randn(2, 8, 9, 9)
     torch.testing.assert_close(ours(images), expected(images))
@@ -81,7 +77,7 @@ def test_each_output_channel_has_its_own_grid(layer, bits):
 
 def test_a_transposed_convolution_takes_an_output_size():
     layer = nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1)
-    ours = quantize(nn.Sequential(copy.deepcopy(layer), nn.ReLU()), 8, 8)[0]
+    ours = quantize(nn.Sequential(copy.deepcopy(layer), nn.ReLU()), Recipe(8, 8))[0]
     images = torch.randn(1, 3, 6, 6)
     for size in (11, 12):
         assert ours(images, output_size=[size, size]).shape == (1, 4, size, size)
@@ -101,7 +97,7 @@ def test_packed_size_counts_the_scales_of_every_output_channel():
     weights = 8 * 3 * 4
     assert packed_bytes(model, 32) == 4 * weights
     assert packed_bytes(model, 4) == weights // 2 + 8 * 12
-    assert packed_bytes(quantize(model, 4, 4), 4) == weights // 2 + 8 * 12 + 8
+    assert packed_bytes(quantize(model, Recipe(4, 4)), 4) == weights // 2 + 8 * 12 + 8
 
 
 def test_layers_that_are_not_quantized_are_not_packed():
@@ -110,7 +106,7 @@ def test_layers_that_are_not_quantized_are_not_packed():
 
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), Own(3, 3, 1), nn.Conv1d(3, 3, 1))
     size = packed_bytes(model, 2)
-    assert packed_bytes(quantize(model, 2, 2), 2) == size + 8
+    assert packed_bytes(quantize(model, Recipe(2, 2)), 2) == size + 8
     assert size == 3 + 8 * 3 + 4 * 3 + 2 * 4 * 12
 
 
@@ -125,11 +121,11 @@ def test_an_activation_is_calibrated_from_its_lowest_value(kind):
     nn.init.ones_(layer.weight)
     values = torch.linspace(-6, 6, 12001).view(1, 1, 1, -1)
     exact = copy.deepcopy(activation)(values)
-    model = quantize(nn.Sequential(layer, activation), 8, 8)
-    assert type(model[1]) is ACTIVATIONS[kind]
+    model = quantize(nn.Sequential(layer, activation), Recipe(8, 8))
+    assert type(model[1]) is kind
     assert isinstance(model[1], kind)
     calibrate(model, [values], Calibration(range_estimator="minmax"))
-    lo, hi = float(model[1].lo), float(model[1].hi)
+    lo, hi = float(model[1].quantizer.lo), float(model[1].quantizer.hi)
     # The weight of 1 and nothing else is exact at any width, so the input is the image.
     assert lo == pytest.approx(LOWEST[kind], abs=2e-3)
     assert hi == pytest.approx(float(exact.detach().max()), abs=1e-3)
@@ -142,17 +138,17 @@ def test_the_default_estimator_keeps_the_negative_end_of_a_swish():
     values = torch.randn(1, 1, 100, 100, generator=torch.Generator().manual_seed(0))
     layer = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.ones_(layer.weight)
-    model = quantize(nn.Sequential(layer, nn.SiLU()), 8, 8)
+    model = quantize(nn.Sequential(layer, nn.SiLU()), Recipe(8, 8))
     calibrate(model, [values], Calibration())
-    assert -0.2785 < float(model[1].lo) < -0.2
+    assert -0.2785 < float(model[1].quantizer.lo) < -0.2
     exact = nn.functional.silu(values)
     assert float((model(values).detach() - exact).square().mean() / exact.square().mean()) < 1e-4
 
 
 @pytest.mark.parametrize("kind", QUANTIZABLE)
 def test_a_student_can_be_copied_and_pickled(kind):
-    model = quantize(nn.Sequential(nn.Conv2d(3, 4, 1), kind()), 4, 4)
-    model[1].hi.fill_(2.0)
+    model = quantize(nn.Sequential(nn.Conv2d(3, 4, 1), kind()), Recipe(4, 4))
+    model[1].quantizer.hi.fill_(2.0)
     images = torch.randn(1, 3, 4, 4)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(other[1]) is type(model[1])
@@ -161,9 +157,9 @@ def test_a_student_can_be_copied_and_pickled(kind):
 
 @pytest.mark.parametrize("gate", [nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, HSigmoid])
 def test_gates_stay_as_they_are(gate):
-    model = quantize(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), gate()), 4, 4)
+    model = quantize(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), gate()), Recipe(4, 4))
     assert type(model[2]) is gate
-    assert list(activation_quantizers(model)) == ["1"]
+    assert list(activation_quantizers(model)) == ["1.quantizer"]
 
 
 class Gated(nn.Module):
@@ -223,7 +219,7 @@ def test_a_network_is_quantized_calibrated_and_takes_a_step(make):
     # Random weights carry rounding far (a quarter of MobileNetV2's output at 8 bits), so that what
     # shows that nothing but rounding differs is how it falls: by 16 for 4 bits.
     for bits in (12, 8):
-        student = quantize(copy.deepcopy(teacher), bits, bits).eval().requires_grad_(True)
+        student = quantize(copy.deepcopy(teacher), Recipe(bits, bits)).eval().requires_grad_(True)
         calibrate(student, [images], Calibration(range_estimator="minmax"))
         with torch.no_grad():
             exact, ours = teacher(images), student(images)

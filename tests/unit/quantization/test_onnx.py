@@ -18,9 +18,11 @@ from synq.config.calibration import Calibration
 from synq.errors import ModelError
 from synq.models.build import build, frozen
 from synq.quantization import onnx as exporting
+from synq.quantization.affine import channel_ranges, fake_quantize, grid_of_range
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import activation_quantizers, channel_ranges, fake_quantize, quantize
+from synq.quantization.convert import activation_quantizers, quantize
 from synq.quantization.onnx import batch_of, codes_of, to_onnx
+from synq.quantization.quantizers import Recipe
 from synq.runtime.process import generator_for
 
 ONNX_TYPES = {2: "UINT2", 3: "UINT4", 4: "UINT4", 5: "UINT8", 8: "UINT8"}
@@ -30,7 +32,7 @@ def student_of(make, bits):
     torch.manual_seed(0)
     model, shape = make()
     images = torch.randn(16, *shape, generator=generator_for(0))
-    student = quantize(frozen(model), *bits).eval()
+    student = quantize(frozen(model), Recipe(*bits)).eval()
     calibrate(student, [images], Calibration(range_estimator="minmax"))
     return student.requires_grad_(False), images
 
@@ -75,10 +77,10 @@ def test_codes_give_the_quantized_weight():
         weight[3] = 0  # dead
         weight[4] = -0.25  # one value
         weight[5] = 0.75
-        codes, scales, zeros = codes_of(weight, bits)
+        codes, scales, zeros = codes_of(weight, grid_of_range(*channel_ranges(weight), bits))
         axes = (-1, 1, 1, 1)
         restored = (codes - zeros.view(axes)) * scales.view(axes)
-        wanted = fake_quantize(weight, *channel_ranges(weight), bits)
+        wanted = fake_quantize(weight, grid_of_range(*channel_ranges(weight), bits))
         torch.testing.assert_close(restored, wanted, rtol=1e-5, atol=1e-7)
         for whole in (codes, zeros):
             assert torch.equal(whole, whole.round())

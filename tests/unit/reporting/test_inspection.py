@@ -13,6 +13,7 @@ from synq.models import teacher as networks
 from synq.models.build import build
 from synq.models.teacher import write_teacher
 from synq.quantization.convert import packed_bytes, quantize
+from synq.quantization.quantizers import Recipe
 from synq.reporting.inspection import inspect_model
 from synq.stages.inspect import facts, rows, verdict
 
@@ -103,7 +104,7 @@ def test_the_sizes_are_those_of_the_student_and_the_teacher():
     model = own(*normal())
     found = inspect_model(model, SHAPE)["bytes"]
     assert found["32"] == packed_bytes(model, 32)
-    quantize(model, 8, 8)
+    quantize(model, Recipe(8, 8))
     assert [found[bits] for bits in "8432"] == [packed_bytes(model, int(bits)) for bits in "8432"]
     assert found["8"] == 424 + 8 * 15 + 4 * (8 + 7) + 4 * 8 * 4 + 8 + 2 * 4
 

@@ -8,6 +8,7 @@ from synq.errors import DivergenceError
 from synq.models.build import build, frozen
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import activation_quantizers, quantize
+from synq.quantization.quantizers import Recipe
 from synq.runtime.process import generator_for
 from synq.synthesis.gdfq import LATENT, ConditionalGenerator, GeneratorTraining
 
@@ -75,7 +76,7 @@ def test_a_method_can_train_the_generator_along(teacher):
 
 
 def test_the_student_s_ranges_come_from_its_batches(teacher):
-    student = quantize(build("resnet20_cifar10", 10, 3, 32), 4, 4).eval()
+    student = quantize(build("resnet20_cifar10", 10, 3, 32), Recipe(4, 4)).eval()
     calibrate(student, training(teacher).batches(), SHORT)
     assert all(module.hi > module.lo for module in activation_quantizers(student).values())
 

@@ -17,6 +17,7 @@ from synq.finetuning.training import Progress, finetune
 from synq.models.hooks import recorded
 from synq.models.teacher import Teacher
 from synq.quantization.calibration import calibrate
+from synq.quantization.quantizers import Recipe
 from synq.quantization.student import student_of
 from synq.runtime.process import generator_for
 from synq.synthesis.losses import total_variation
@@ -222,7 +223,7 @@ def test_a_transformer_is_synthesized_from_calibrated_and_fine_tuned(make):
     images = Images(InMemory(result.images, labels), training, torch.device("cpu"))
     histories = []
     for _ in range(2):
-        student = student_of(Teacher(model, "", "small", CLASSES, SHAPE, [], []), (4, 4))
+        student = student_of(Teacher(model, "", "small", CLASSES, SHAPE, [], []), Recipe(4, 4))
         batches = (batch for batch, _ in images.batches([images.train]))
         calibrate(student, batches, Calibration())
         *_, last = finetune(model, student, images, training, 0, Progress())
@@ -238,7 +239,7 @@ def test_what_a_transformer_has_not_is_refused_when_it_is_asked_for(change, reas
     model = small()
     shards = InMemory(torch.zeros(8, *SHAPE), torch.arange(4).repeat(2))
     settings = Finetune(epochs=1, holdout=0.0, **change)
-    student = student_of(Teacher(model, "", "small", CLASSES, SHAPE, [], []), (4, 4))
+    student = student_of(Teacher(model, "", "small", CLASSES, SHAPE, [], []), Recipe(4, 4))
     images = Images(shards, settings, torch.device("cpu"))
     with pytest.raises(ModelError, match=reason):
         list(finetune(model, student, images, settings, 0, Progress()))

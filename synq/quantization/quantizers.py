@@ -1,0 +1,157 @@
+"""Quantizers: modules that own a grid, which everything else reads.
+
+A quantizer is a submodule of the layer or activation whose tensor it rounds. Forward, export, size
+and tables read ``grid``; nothing recomputes it. A new kind is a class here and an entry in
+``WEIGHTS`` or ``ACTIVATIONS``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synq.errors import ConfigError, nearest
+from synq.quantization.affine import (
+    SMALLEST_RANGE,
+    Grid,
+    channel_ranges,
+    fake_quantize,
+    grid_of_range,
+    learned_quantize,
+)
+
+
+class Quantizer(nn.Module):
+    """Rounds tensors to a grid of ``bits``, one grid per output channel or one per tensor.
+
+    ``axes`` is the shape of scale and zero point: ``(C, 1, 1, 1)`` for the weight of a convolution
+    (per output channel), ``()`` per tensor. While an ``observer`` is set it is shown every tensor
+    before that is rounded.
+    """
+
+    def __init__(self, bits: int, axes: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.bits, self.axes = bits, axes
+        self.observer: Callable[[Tensor], None] | None = None
+
+    @property
+    def grids(self) -> int:
+        """How many scales and zero points there are."""
+        return max(self.axes, default=1)
+
+    def grid(self, values: Tensor) -> Grid:
+        """The grid that ``values`` are rounded to."""
+        lo, hi = channel_ranges(values)
+        return grid_of_range(lo, hi, self.bits)
+
+    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        """Let the grid span ``[lo, hi]`` from now on, where it does not follow the values."""
+
+    def rounded(self, values: Tensor) -> Tensor:
+        return fake_quantize(values, self.grid(values))
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.observer is not None:
+            self.observer(values.detach())
+        return self.rounded(values)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+class MinMax(Quantizer):
+    """From the smallest to the largest weight of each output channel, anew at every forward."""
+
+
+class StaticRange(Quantizer):
+    """Between two ends that calibration sets once: buffers ``lo`` and ``hi``."""
+
+    lo: Tensor
+    hi: Tensor
+
+    def __init__(self, bits: int, axes: tuple[int, ...] = ()) -> None:
+        super().__init__(bits, axes)
+        self.register_buffer("lo", torch.zeros(axes))
+        self.register_buffer("hi", torch.zeros(axes))
+
+    def grid(self, values: Tensor) -> Grid:
+        return grid_of_range(self.lo, self.hi, self.bits)
+
+    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        self.lo.copy_(lo)
+        self.hi.copy_(hi)
+
+
+class LearnedStep(Quantizer):
+    """A scale that is trained with the weights, from where calibration sets it (LSQ).
+
+    The zero point, a buffer, stays what calibration made it: a whole number that an integer runtime
+    takes. See ``synq.quantization.affine.learned_quantize``.
+    """
+
+    zero_point: Tensor
+
+    def __init__(self, bits: int, axes: tuple[int, ...] = ()) -> None:
+        super().__init__(bits, axes)
+        self.log_scale = nn.Parameter(torch.zeros(axes))
+        self.register_buffer("zero_point", torch.zeros(axes))
+
+    def grid(self, values: Tensor) -> Grid:
+        scale = self.log_scale.detach().exp()
+        return Grid(scale, self.zero_point, 1 / scale, self.bits)
+
+    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        # Held by codes: a zero point outside them, that the range of a constant channel has, would
+        # multiply each change of the scale.
+        lo, hi = lo.clamp_max(0), hi.clamp_min(0)
+        scale = (hi - lo).clamp_min(SMALLEST_RANGE) / (2**self.bits - 1)
+        self.log_scale.data.copy_(scale.log())
+        self.zero_point.copy_(-(lo / scale).round() - 2 ** (self.bits - 1))
+
+    def rounded(self, values: Tensor) -> Tensor:
+        return learned_quantize(values, self.log_scale, self.zero_point, self.bits)
+
+
+WEIGHTS: Mapping[str, type[Quantizer]] = {"minmax": MinMax, "learned": LearnedStep}
+ACTIVATIONS: Mapping[str, type[Quantizer]] = {"static": StaticRange, "learned": LearnedStep}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which quantizer each tensor gets; a part of a student's record, so that it can be rebuilt.
+
+    ``ends`` are the bits of the first and the last layer's weights, 0 for those of all; ``keep``
+    maps patterns of layers' names (``*.attention.*``) to the bits of their weights.
+    """
+
+    weight_bits: int
+    activation_bits: int
+    weights: str = "minmax"
+    activations: str = "static"
+    ends: int = 0
+    keep: Mapping[str, int] | None = None
+
+    def of_weight(self, name: str, position: int, count: int, axes: tuple[int, ...]) -> Quantizer:
+        """The quantizer of layer ``name``, the ``position``-th of ``count`` in order."""
+        bits = self.weight_bits
+        if self.ends and position in (0, count - 1):
+            bits = self.ends
+        for pattern, kept in (self.keep or {}).items():
+            if fnmatchcase(name, pattern):
+                bits = kept
+        return _kind(WEIGHTS, self.weights, "weights")(bits, axes)
+
+    def of_activation(self) -> Quantizer:
+        return _kind(ACTIVATIONS, self.activations, "activations")(self.activation_bits)
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _kind(known: Mapping[str, type[Quantizer]], name: str, what: str) -> type[Quantizer]:
+    if name not in known:
+        raise ConfigError(f"the quantizer of {what} is {name!r}; {nearest(name, known)}")
+    return known[name]
