@@ -29,6 +29,12 @@ class Calibration:
     ends_bits: int = setting(
         0, "bits of the first and the last layer's weights; 0: as all others", minimum=0, maximum=8
     )
+    batchnorm: str = setting(
+        "kept",
+        "statistics of the student's BatchNorm layers: kept, or corrected by the difference of "
+        "teacher and student on the same images",
+        choices=("kept", "corrected"),
+    )
     range_estimator: str = setting(
         "mse",
         "minmax: extremes of all images; ema: exponential average of batch extremes; "

@@ -11,9 +11,19 @@ CAM_KINDS = ("off", "gradcam", "gradcam++")
 class Finetune:
     """Quantization-aware fine-tuning on synthetic images (paper, section 4)."""
 
-    epochs: int = setting(100, "passes over the synthetic images; 0: calibrated only", minimum=0)
+    epochs: int = setting(100, "epochs, each of so many passes; 0: calibrated only", minimum=0)
+    passes: int = setting(1, "passes over the synthetic images in an epoch", minimum=1)
     batch_size: int = setting(64, "images a step", minimum=1)
-    learning_rate: float = setting(1e-5, "SGD's learning rate (Nesterov)", above=0)
+    optimizer: str = setting("sgd", "sgd (Nesterov), or adam (AdamW)", choices=("sgd", "adam"))
+    learning_rate: float = setting(1e-5, "learning rate of the optimizer", above=0)
+    scale_learning_rate: float = setting(
+        1e-3, "learning rate of the logarithms of learned scales", above=0
+    )
+    schedule: str = setting(
+        "steps",
+        "steps (by lr_milestones), or cosine (from the learning rate to 0, step by step)",
+        choices=("steps", "cosine"),
+    )
     lr_milestones: tuple[int, ...] = setting((), "epochs after which it is multiplied by lr_decay")
     lr_decay: float = setting(0.1, "factor at each milestone", above=0, maximum=1)
     momentum: float = setting(0.9, "Nesterov momentum", above=0, maximum=1)
@@ -34,6 +44,9 @@ class Finetune:
         choices=("own", "teacher", "label"),
     )
     cam_weight: float = setting(50.0, "lambda_cam: weight of the map alignment", minimum=0)
+    block_weight: float = setting(
+        0.0, "weight of the matching of every block's output with the teacher's", minimum=0
+    )
     feature_weight: float = setting(0.0, "lambda_fa: weight of the feature alignment", minimum=0)
     perturbation: float = setting(
         0.0, "epsilon: step along the sign of the image gradient (HAST: 0.01); 0: off", minimum=0
@@ -63,6 +76,12 @@ class Finetune:
     )
     processes: int = setting(
         1, "processes that train one student together, one for each GPU (torchrun)", minimum=1
+    )
+    select: str = setting(
+        "held_out",
+        "the student that is shipped: held_out (of the epoch with the smallest held-out loss), or "
+        "last (of the last epoch, where a schedule ends)",
+        choices=("held_out", "last"),
     )
     keep: str = setting(
         "all",

@@ -4,12 +4,17 @@ N images, C classes. Weights (lambda, beta, alpha) are applied by the callers, e
 published term carries its own scale.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from synq.config.finetune import Finetune
+
+# Of a block that answers with zeros alone.
+SMALLEST_POWER = 1e-12
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -21,6 +26,20 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
         log_target=True,
     )
     return temperature**2 * divergence
+
+
+def block_matching(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """sum over blocks of mean((F_q - F_f)^2) / mean(F_f^2); feature maps ``[N, K, h, w]`` each.
+
+    The division makes a term of every block out of what it is wrong by, whatever its size: the
+    reconstruction error of BRECQ (Li et al., ICLR 2021) for all blocks at once.
+    """
+    return torch.stack(
+        [
+            functional.mse_loss(own, wanted) / wanted.square().mean().clamp_min(SMALLEST_POWER)
+            for own, wanted in zip(student, teacher, strict=True)
+        ]
+    ).sum()
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -66,3 +85,48 @@ def feature_alignment(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> T
             for own, wanted in zip(student, teacher, strict=True)
         ]
     ).sum()
+
+
+class View(NamedTuple):
+    """What one forward of both networks on a batch shows, for the terms of the objective.
+
+    Logits ``[N, C]``, ``labels`` ``[N]``, ``easy`` ``[N]`` (taught by their label too), the
+    recorded feature maps of the student and the teacher by module, and the class activation maps,
+    which are made when they are asked for.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+    easy: Tensor
+    features: Callable[[str], tuple[list[Tensor], list[Tensor]]]
+    maps: Callable[[Any], tuple[Tensor, Tensor]]
+
+
+class Term(NamedTuple):
+    """A term of the objective: the setting that is its weight, and its function.
+
+    ``reads`` names the layers whose feature maps it needs, by a key of ``objective.LAYERS``;
+    ``perturbed`` says whether it counts at x' too.
+    """
+
+    weight: str
+    loss: Callable[[View, Finetune], Tensor]
+    reads: str = ""
+    perturbed: bool = True
+
+
+# A term is an entry here and a weight in the settings; one whose weight is 0 costs nothing.
+TERMS: Mapping[str, Term] = {
+    "distillation": Term(
+        "distillation_weight", lambda v, s: distillation(v.student, v.teacher, s.temperature)
+    ),
+    "cross_entropy": Term(
+        "ce_weight", lambda v, s: masked_cross_entropy(v.student, v.labels, v.easy)
+    ),
+    "features": Term(
+        "feature_weight", lambda v, _: feature_alignment(*v.features("branches")), "branches"
+    ),
+    "blocks": Term("block_weight", lambda v, _: block_matching(*v.features("blocks")), "blocks"),
+    "cam": Term("cam_weight", lambda v, _: cam_alignment(*v.maps(v)), "map", perturbed=False),
+}

@@ -1,36 +1,37 @@
-"""The objective of fine-tuning: all its terms and their gradient, from few forwards (alg. 1)."""
+"""The objective of fine-tuning: weighted terms and their gradient, from few forwards (alg. 1)."""
 
 import contextlib
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from synq.config.finetune import Finetune
-from synq.finetuning import losses
+from synq.finetuning.losses import TERMS, View
 from synq.finetuning.saliency import activation_map
 from synq.models.hooks import recorded
 from synq.models.judgement import difficulty
-from synq.models.structure import cam_layer, feature_blocks
+from synq.models.structure import cam_layer, feature_blocks, residual_units
 from synq.runtime.process import autocast
 
+Shape = tuple[int, int, int]
+# What a term may read -> the layers that are recorded for it.
+LAYERS: Mapping[str, Callable[[nn.Module, Shape], list[str]]] = {
+    "branches": lambda model, shape: feature_blocks(model),
+    "blocks": residual_units,
+    "map": lambda model, shape: [cam_layer(model, shape)],
+}
+Features = dict[str, dict[str, Tensor]]
 
-class Terms(NamedTuple):
-    """The losses of one step before their lambdas; ``distillation`` carries alpha."""
 
-    distillation: Tensor
-    cross_entropy: Tensor
-    features: Tensor
-    cam: Tensor
-    perturbed: Tensor
-
-
-class Recording(NamedTuple):
-    """What the hooks keep of a network's newest forward, by the modules' names."""
-
-    features: dict[str, Tensor]
-    maps: dict[str, Tensor]
+def weights_of(settings: Finetune) -> dict[str, float]:
+    """Name -> weight of every term that counts, in the order of ``TERMS``."""
+    weights = {name: float(getattr(settings, term.weight)) for name, term in TERMS.items()}
+    if settings.cam == "off":
+        weights["cam"] = 0.0
+    return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 class Objective:
@@ -43,20 +44,18 @@ class Objective:
     """
 
     def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        settings: Finetune,
-        image_shape: tuple[int, int, int],
+        self, teacher: nn.Module, student: nn.Module, settings: Finetune, image_shape: Shape
     ) -> None:
         self.teacher, self.student, self.settings = teacher, student, settings
         self.size = image_shape[1:]
+        self.weights = weights_of(settings)
         device = next(teacher.parameters()).device
         self.autocast = partial(autocast, device, settings.precision)
-        self.blocks = feature_blocks(teacher) if settings.feature_weight > 0 else []
-        self.cam = cam_layer(teacher, image_shape) if settings.cam != "off" else ""
+        read = dict.fromkeys(TERMS[name].reads for name in self.weights if TERMS[name].reads)
+        self.layers = {key: LAYERS[key](teacher, image_shape) for key in read}
         self._stack = contextlib.ExitStack()
-        self._of_teacher = self._of_student = Recording({}, {})
+        self._of_teacher: Features = {}
+        self._of_student: Features = {}
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -68,96 +67,105 @@ class Objective:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _record(self, stack: contextlib.ExitStack, model: nn.Module) -> Recording:
-        blocks = {name: model.get_submodule(name) for name in self.blocks}
-        maps = {self.cam: model.get_submodule(self.cam)} if self.cam else {}
-        return Recording(
-            stack.enter_context(recorded(blocks)),
-            # Without a perturbation nothing before the map has a gradient in the teacher, so the
-            # graph of its map begins there.
-            stack.enter_context(recorded(maps, transform=_with_gradient)),
-        )
+    def _record(self, stack: contextlib.ExitStack, model: nn.Module) -> Features:
+        return {
+            key: stack.enter_context(
+                recorded(
+                    {name: model.get_submodule(name) for name in names},
+                    # Without a perturbation nothing before the map has a gradient in the teacher,
+                    # so the graph of its map begins there.
+                    transform=_with_gradient if key == "map" else None,
+                )
+            )
+            for key, names in self.layers.items()
+        }
 
-    def backward(self, images: Tensor, labels: Tensor) -> Terms:
-        """Add the gradient of the objective to the student's parameters; the losses, detached.
+    def backward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Add the gradient of the objective to the student's parameters.
 
-        ``images`` ``[N, C, H, W]`` are augmented and filtered, ``labels`` ``[N]``.
+        ``images`` ``[N, C, H, W]`` are augmented and filtered, ``labels`` ``[N]``. What is given
+        are the weighted terms, detached, ``perturbed`` (those at x') and their sum as ``total``.
         """
         s = self.settings
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         images = images.detach().requires_grad_(s.perturbation > 0)
         with self.autocast():
-            teacher, student = self.teacher(images).float(), self.student(images).float()
+            teacher = self.teacher(images).float()
+            student = self.student(images).float()
         easy = self._easy(teacher.detach(), labels)
-        terms = self._main_terms(teacher, student, labels, easy, bool(self.blocks))
-        main = self._weighted(terms)
-        cam = self._cam_term(teacher, student, labels) if self.cam else main.new_zeros(())
+        terms = self._terms(View(student, teacher, labels, easy, self._features, self._maps))
         gradient = None
         if s.perturbation > 0:
-            (gradient,) = torch.autograd.grad(main, images, retain_graph=True)
-        (main + s.cam_weight * cam).backward(inputs=parameters)
-        perturbed = main.new_zeros(())
+            again = self._counted_again(terms)
+            (gradient,) = torch.autograd.grad(again, images, retain_graph=True)
+        _sum(terms).backward(inputs=parameters)
         if gradient is not None:
             moved = perturbed_images(images.detach(), gradient, s.perturbation)
             with self.autocast():
                 with torch.no_grad():
                     teacher = self.teacher(moved).float()
                 student = self.student(moved).float()
-            features = bool(self.blocks) and s.perturbed_features
-            again = self._main_terms(teacher, student, labels, easy, features)
-            perturbed = self._weighted(again)
-            (s.perturbation_weight * perturbed).backward(inputs=parameters)
-        return Terms(*(term.detach() for term in (*terms, cam, perturbed)))
+            view = View(student, teacher, labels, easy, self._features, self._maps)
+            skipped = () if s.perturbed_features else ("features",)
+            again = self._counted_again(self._terms(view, perturbed=True, skipped=skipped))
+            terms["perturbed"] = s.perturbation_weight * again
+            terms["perturbed"].backward(inputs=parameters)
+        found = {name: term.detach() for name, term in terms.items()}
+        return {**found, "total": _sum(found)}
 
-    def total(self, terms: Terms) -> Tensor:
-        """L_kd + lambda_ce L_ce + L_fa + lambda_pert L' + lambda_cam L_cam."""
-        return (
-            self._weighted(terms[:3])
-            + self.settings.cam_weight * terms.cam
-            + self.settings.perturbation_weight * terms.perturbed
-        )
+    def names(self) -> list[str]:
+        """The keys of what ``backward`` gives."""
+        perturbed = ["perturbed"] if self.settings.perturbation > 0 else []
+        return [*self.weights, *perturbed, "total"]
+
+    def _terms(
+        self, view: View, *, perturbed: bool = False, skipped: tuple[str, ...] = ()
+    ) -> dict[str, Tensor]:
+        return {
+            name: weight * TERMS[name].loss(view, self.settings)
+            for name, weight in self.weights.items()
+            if name not in skipped and (TERMS[name].perturbed or not perturbed)
+        }
+
+    def _counted_again(self, terms: Mapping[str, Tensor]) -> Tensor:
+        return _sum({name: term for name, term in terms.items() if TERMS[name].perturbed})
 
     def _easy(self, teacher: Tensor, labels: Tensor) -> Tensor:
         if self.settings.hard_labels == "easy":
             return difficulty(teacher, labels) < self.settings.difficulty_threshold
         return torch.full_like(labels, self.settings.hard_labels == "all", dtype=torch.bool)
 
-    def _main_terms(
-        self, teacher: Tensor, student: Tensor, labels: Tensor, easy: Tensor, features: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        s = self.settings
-        distilled = s.distillation_weight * losses.distillation(student, teacher, s.temperature)
-        entropy = losses.masked_cross_entropy(student, labels, easy)
-        aligned = entropy.new_zeros(())
-        if features:
-            own = [self._of_student.features[name].float() for name in self.blocks]
-            wanted = [self._of_teacher.features[name].float() for name in self.blocks]
-            aligned = losses.feature_alignment(own, wanted)
-        return distilled, entropy, aligned
+    def _features(self, key: str) -> tuple[list[Tensor], list[Tensor]]:
+        names = self.layers[key]
+        return (
+            [self._of_student[key][name].float() for name in names],
+            [self._of_teacher[key][name].float() for name in names],
+        )
 
-    def _weighted(self, terms: tuple[Tensor, ...]) -> Tensor:
-        distilled, entropy, aligned = terms
-        s = self.settings
-        return distilled + s.ce_weight * entropy + s.feature_weight * aligned
-
-    def _cam_term(self, teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
+    def _maps(self, view: View) -> tuple[Tensor, Tensor]:
+        """Saliency maps of the student and, as constants, of the teacher."""
         if self.settings.cam_class == "label":
-            wanted_class = own_class = labels
+            wanted_class = own_class = view.labels
         else:
-            wanted_class = teacher.argmax(1)
-            own_class = student.argmax(1) if self.settings.cam_class == "own" else wanted_class
-        wanted = self._map(teacher, wanted_class, self._of_teacher)
-        own = self._map(student, own_class, self._of_student)
-        return losses.cam_alignment(own, wanted.detach())
+            wanted_class = view.teacher.argmax(1)
+            own = self.settings.cam_class == "own"
+            own_class = view.student.argmax(1) if own else wanted_class
+        wanted = self._map(view.teacher, wanted_class, self._of_teacher)
+        return self._map(view.student, own_class, self._of_student), wanted.detach()
 
-    def _map(self, logits: Tensor, classes: Tensor, record: Recording) -> Tensor:
+    def _map(self, logits: Tensor, classes: Tensor, record: Features) -> Tensor:
         scores = logits.gather(1, classes[:, None]).squeeze(1)
-        return activation_map(scores, record.maps[self.cam], self.size, self.settings.cam)
+        (activations,) = record["map"].values()
+        return activation_map(scores, activations, self.size, self.settings.cam)
 
 
 def perturbed_images(images: Tensor, gradient: Tensor, epsilon: float) -> Tensor:
     """x' = x + epsilon sign(dL/dx): a step towards what is harder to agree on (HAST, eq. 5)."""
     return images + epsilon * gradient.sign()
+
+
+def _sum(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([*terms.values()]).sum()
 
 
 def _with_gradient(output: Tensor) -> Tensor:

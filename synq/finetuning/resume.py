@@ -46,12 +46,12 @@ class Work:
         if state.part is None:
             record = {**self.record, "epoch": state.epoch}
             write_checkpoint(self._student(state.epoch), "student", tensors, record)
-            write_checkpoint(self._state, "state", state.momentum, told)
+            write_checkpoint(self._state, "state", state.optimizer, told)
             self._part.unlink(missing_ok=True)
             return
         groups = {
             "student": tensors,
-            "momentum": state.momentum,
+            "optimizer": state.optimizer,
             "part": {"sums": state.part.sums, "generator": state.part.generator},
         }
         whole = {
@@ -66,13 +66,13 @@ class Work:
         if not self.folder.exists():
             return None, ""
         try:
-            momentum, saved = read_checkpoint(self._state, "state")
+            optimizer, saved = read_checkpoint(self._state, "state")
             for epoch in range(saved["epoch"] + 1):
                 tensors = self.student(epoch)
             self._check(saved)
         except (ArtifactError, KeyError) as error:
             return None, f"starting from the beginning: {error}"
-        state = Progress(saved["epoch"], tuple(saved["history"]), momentum)
+        state = Progress(saved["epoch"], tuple(saved["history"]), optimizer)
         text = f"going on after epoch {state.epoch}"
         with contextlib.suppress(ArtifactError, KeyError):
             tensors, state = self._within(state)
@@ -88,7 +88,7 @@ class Work:
             raise ArtifactError("the saved part is of another epoch")
         part = Part(saved["steps"], **_group(whole, "part"))
         return _group(whole, "student"), Progress(
-            state.epoch, state.history, _group(whole, "momentum"), part
+            state.epoch, state.history, _group(whole, "optimizer"), part
         )
 
     def clear(self) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from synq.config.finetune import Finetune
 from synq.errors import DivergenceError
 from synq.finetuning import losses
 from synq.finetuning.batches import Images
-from synq.finetuning.objective import Objective, Terms
+from synq.finetuning.objective import Objective
 from synq.runtime.process import autocast, generator_for
 from synq.runtime.progress import progress
 from synq.runtime.team import ALONE, Team
@@ -41,7 +41,7 @@ class Progress:
 
     epoch: int = 0
     history: tuple[dict[str, float], ...] = ()
-    momentum: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
     part: Part | None = None
 
 
@@ -85,6 +85,45 @@ def held_out_loss(
     return float(total) / len(images.held_out)
 
 
+def optimizer_for(student: nn.Module, settings: Finetune) -> torch.optim.Optimizer:
+    """The optimizer of a student's parameters; learned scales have a rate and no decay."""
+    named = dict(student.named_parameters())
+    scales = [p for name, p in named.items() if name.split(".")[-1] == "log_scale"]
+    others = [p for name, p in named.items() if name.split(".")[-1] != "log_scale"]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if scales:
+        groups.append({"params": scales, "lr": settings.scale_learning_rate, "weight_decay": 0.0})
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "adam":
+        return torch.optim.AdamW(groups, rate, weight_decay=decay)
+    return torch.optim.SGD(groups, rate, settings.momentum, weight_decay=decay, nesterov=True)
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """The optimizer's state on the CPU, as ``parameter/entry``."""
+    return {
+        f"{name}/{entry}": value.detach().cpu().clone()
+        for name, parameter in named.items()
+        for entry, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore(
+    optimizer: torch.optim.Optimizer,
+    named: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        parameter = named[name]
+        # Adam counts its steps on the CPU.
+        device = "cpu" if entry == "step" else parameter.device
+        optimizer.state[parameter][entry] = value.to(device)
+
+
 def finetune(
     teacher: nn.Module,
     student: nn.Module,
@@ -103,15 +142,8 @@ def finetune(
     """
     student.eval().requires_grad_(True)
     named = dict(student.named_parameters())
-    optimizer = torch.optim.SGD(
-        named.values(),
-        settings.learning_rate,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=True,
-    )
-    for name, buffer in state.momentum.items():
-        optimizer.state[named[name]]["momentum_buffer"] = buffer.to(named[name].device)
+    optimizer = optimizer_for(student, settings)
+    _restore(optimizer, named, state.optimizer)
     if not state.history:
         loss = held_out_loss(teacher, student, images, settings, team)
         state = replace(state, history=({"epoch": 0, "held_out": loss},))
@@ -120,41 +152,46 @@ def finetune(
         epochs = Epochs(objective, optimizer, images, seed, team, stopped)
         while state.epoch < settings.epochs:
             record, part = epochs.run(state.epoch + 1, state.part)
-            momentum = {
-                name: optimizer.state[parameter]["momentum_buffer"].clone()
-                for name, parameter in named.items()
-                if optimizer.state[parameter].get("momentum_buffer") is not None
-            }
+            tensors = optimizer_tensors(optimizer, named)
             if part:
-                yield replace(state, momentum=momentum, part=part)
+                yield replace(state, optimizer=tensors, part=part)
                 return
             record["held_out"] = held_out_loss(teacher, student, images, settings, team)
-            state = Progress(state.epoch + 1, (*state.history, record), momentum)
+            state = Progress(state.epoch + 1, (*state.history, record), tensors)
             yield state
 
 
-@dataclass(frozen=True)
 class Epochs:
-    """Passes over the training images, and what they have in common."""
+    """Epochs of one or more passes over the training images, and what they have in common."""
 
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    images: Images
-    seed: int
-    team: Team
-    stopped: Callable[[], bool]
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        images: Images,
+        seed: int,
+        team: Team = ALONE,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.objective, self.optimizer, self.images = objective, optimizer, images
+        self.seed, self.team, self.stopped = seed, team, stopped
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.names = objective.names()
 
     def run(self, epoch: int, part: Part | None) -> tuple[dict[str, float], Part | None]:
-        """One pass, or the rest of it: the mean of each loss; or where it was stopped."""
+        """One epoch, or the rest of it: the mean of each loss; or where it was stopped."""
         settings = self.objective.settings
-        passed = sum(epoch > milestone for milestone in settings.lr_milestones)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * settings.lr_decay**passed
         generator = generator_for(self.seed, "finetune", epoch)
         train = self.images.train
-        batches = train[torch.randperm(len(train), generator=generator)].split(settings.batch_size)
+        batches = [
+            batch
+            for _ in range(settings.passes)
+            for batch in train[torch.randperm(len(train), generator=generator)].split(
+                settings.batch_size
+            )
+        ]
         done, device = 0, self.images.device
-        sums = torch.zeros(len(Terms._fields) + 1, device=device)
+        sums = torch.zeros(len(self.names), device=device)
         if part:
             done, sums = part.steps, part.sums.to(device)
             generator.set_state(part.generator)
@@ -165,6 +202,7 @@ class Epochs:
             done,
         )
         for step, (images, labels) in enumerate(bar, done + 1):
+            self._set_rates(epoch, (step - 1) / len(batches))
             sums += self.step(images, labels, len(batches[step - 1]))
             last = step == len(batches)
             seen = last or step % STEPS_UNSEEN == 0
@@ -178,8 +216,19 @@ class Epochs:
             asked = seen or self.team.size == 1
             if asked and not last and self.team.any(self.stopped(), device):
                 return {}, Part(step, sums, generator.get_state())
-        means = (sums / len(train)).tolist()
-        return {"epoch": epoch, **dict(zip((*Terms._fields, "total"), means, strict=True))}, None
+        means = (sums / (len(train) * settings.passes)).tolist()
+        return {"epoch": epoch, **dict(zip(self.names, means, strict=True))}, None
+
+    def _set_rates(self, epoch: int, share: float) -> None:
+        """The learning rates in ``epoch``, of which ``share`` is done."""
+        settings = self.objective.settings
+        if settings.schedule == "cosine":
+            factor = (1 + math.cos(math.pi * (epoch - 1 + share) / settings.epochs)) / 2
+        else:
+            passed = sum(epoch > milestone for milestone in settings.lr_milestones)
+            factor = settings.lr_decay**passed
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
 
     def step(self, images: Tensor, labels: Tensor, count: int) -> Tensor:
         """One step on a batch of ``count`` images, of which these are the process's own share.
@@ -189,9 +238,9 @@ class Epochs:
         self.optimizer.zero_grad(set_to_none=True)
         if len(images):
             terms = self.objective.backward(images, labels)
-            sums = torch.stack([*terms, self.objective.total(terms)]) * len(images)
+            sums = torch.stack([terms[name] for name in self.names]) * len(images)
         else:
-            sums = torch.zeros(len(Terms._fields) + 1, device=images.device)
+            sums = torch.zeros(len(self.names), device=images.device)
         if self.team.size > 1:
             gradients = []
             for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):

@@ -1,6 +1,9 @@
 """Grids of the student, from its weights and from the images that it will be trained on."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,9 @@ from synq.quantization.quantizers import Quantizer
 
 # The clip search needs the shape of the distribution, not every value of a feature map.
 SAMPLE = 65_536
+# Under it a channel is constant, and a ratio of variances is noise.
+SMALLEST_VARIANCE = 1e-10
+LARGEST_RATIO = 4.0
 
 
 CLIPS = torch.linspace(0.1, 1.0, 91).tolist()
@@ -100,16 +106,111 @@ def set_weight_ranges(student: nn.Module, settings: Calibration) -> None:
         layer.weight_quantizer.set_range(lo, hi)
 
 
-def calibrate(student: nn.Module, batches: Iterable[Tensor], settings: Calibration) -> None:
-    """Set the grids of weights, and of activations from batches ``[n, C, H, W]``, in place."""
+class BatchNormCorrection:
+    """Moves the statistics of the student's BatchNorm layers by what quantization moved.
+
+    For each layer and channel, of its input on the same images (u_t the teacher's, u_s the
+    student's, on the layers before it that are corrected already),
+
+        mean += E[u_s] - E[u_t]        var *= Var[u_s] / Var[u_t]
+
+    and not the student's own statistics, which would import what is wrong with the images. Over
+    several batches the differences are averaged. Nagel et al., "Data-Free Quantization Through
+    Weight Equalization and Bias Correction" (ICCV 2019) correct the mean so.
+    """
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        self.teacher = _batchnorm_layers(teacher)
+        self.student = _batchnorm_layers(student)
+        self.means = {name: _kept(layer.running_mean) for name, layer in self.student.items()}
+        self.variances = {name: _kept(layer.running_var) for name, layer in self.student.items()}
+        self.batches = 0
+        self._wanted: dict[str, tuple[Tensor, Tensor]] = {}
+        self._shifts: dict[str, Tensor] = {}
+        self._ratios: dict[str, Tensor] = {}
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Within this block a forward of the teacher is remembered, and the student's corrected."""
+        with contextlib.ExitStack() as stack:
+            for name, layer in self.teacher.items():
+                hook = layer.register_forward_pre_hook(partial(self._remember, name))
+                stack.callback(hook.remove)
+            for name, layer in self.student.items():
+                hook = layer.register_forward_pre_hook(partial(self._correct, name))
+                stack.callback(hook.remove)
+            yield
+
+    def _remember(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._wanted[name] = _moments(args[0])
+
+    def _correct(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        mean, variance = _moments(args[0])
+        wanted_mean, wanted_variance = self._wanted[name]
+        shift = mean - wanted_mean
+        ratio = variance / wanted_variance.clamp_min(SMALLEST_VARIANCE)
+        # A channel that is constant in one of the two tells nothing.
+        ratio = torch.where(wanted_variance > SMALLEST_VARIANCE, ratio, torch.ones_like(ratio))
+        share = 1 / (self.batches + 1)
+        before = self._shifts.get(name, shift), self._ratios.get(name, ratio)
+        self._shifts[name] = torch.lerp(before[0], shift, share)
+        self._ratios[name] = torch.lerp(before[1], ratio, share)
+        batchnorm: Any = layer
+        batchnorm.running_mean.copy_(self.means[name] + self._shifts[name])
+        batchnorm.running_var.copy_(
+            self.variances[name] * self._ratios[name].clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
+        )
+
+
+def _batchnorm_layers(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    }
+
+
+def _kept(statistic: Tensor | None) -> Tensor:
+    assert statistic is not None
+    return statistic.clone()
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of ``[N, C, ...]``."""
+    axes = [0, *range(2, values.dim())]
+    variance, mean = torch.var_mean(values.float(), axes, correction=0)
+    return mean, variance
+
+
+def calibrate(
+    student: nn.Module,
+    batches: Iterable[Tensor],
+    settings: Calibration,
+    teacher: nn.Module | None = None,
+) -> None:
+    """Set the grids of weights, and of activations from batches ``[n, C, H, W]``, in place.
+
+    With ``batchnorm: corrected`` the BatchNorm layers are corrected on the way, by ``teacher``, so
+    that every range is found on activations that are right already.
+    """
     set_weight_ranges(student, settings)
     quantizers = activation_quantizers(student)
     observers = {name: Observer(module, settings) for name, module in quantizers.items()}
-    with observing(student, observers):
+    correction = None
+    if settings.batchnorm == "corrected" and teacher is not None:
+        correction = BatchNormCorrection(teacher, student)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(observing(student, observers))
+        if correction is not None:
+            stack.enter_context(correction.following())
         # The batches may come from a generator that is trained between them.
         for images in batches:
             with torch.no_grad():
+                if correction is not None and teacher is not None:
+                    teacher(images)
                 student(images)
+                if correction is not None:
+                    correction.batches += 1
     for name, observer in observers.items():
         if not torch.isfinite(observer.hi):
             raise DivergenceError(

@@ -94,7 +94,7 @@ def finetune_student(
                 batches = training.batches()
             else:
                 batches = _range_batches(images, calibration, settings, generator)
-            calibrate(student, batches, calibration)
+            calibrate(student, batches, calibration, network.model)
             state = Progress()
         team.follow(student)
         with terminations() as stopped:
@@ -133,9 +133,11 @@ def _report(state: Progress, settings: Finetune) -> None:
     print(f"epoch {state.epoch}/{settings.epochs}: {losses}", flush=True)
 
 
-def select(history: Sequence[dict[str, float]]) -> int:
-    """The epoch with the smallest held-out loss; the last one where nothing was held out."""
-    if any(math.isnan(entry["held_out"]) for entry in history):
+def select(history: Sequence[dict[str, float]], by: str = "held_out") -> int:
+    """The epoch with the smallest held-out loss, or the last one: where that is asked for by
+    ``finetune.select``, and where nothing was held out.
+    """
+    if by == "last" or any(math.isnan(entry["held_out"]) for entry in history):
         return len(history) - 1
     return min(range(len(history)), key=lambda epoch: history[epoch]["held_out"])
 
@@ -149,7 +151,7 @@ def _finish(
     snapshots: Path,
 ) -> None:
     """Write the results and remove the work folder."""
-    selected, last = select(state.history), state.epoch
+    selected, last = select(state.history, settings.select), state.epoch
     epochs = range(last + 1) if settings.keep == "all" else sorted({0, selected, last})
     summary = {
         **work.record,

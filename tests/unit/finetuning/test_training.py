@@ -10,13 +10,17 @@ import pytest
 import torch
 from reference_values import Reference, student, teacher
 
+from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.errors import DivergenceError, ModelError
 from synq.finetuning import objective
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
-from synq.finetuning.training import Progress, finetune
+from synq.finetuning.training import Epochs, Progress, finetune, optimizer_for
 from synq.models.structure import feature_blocks
+from synq.quantization.calibration import calibrate
+from synq.quantization.convert import quantize
+from synq.quantization.quantizers import Recipe
 from synq.runtime.process import generator_for
 from synq.runtime.team import Team
 
@@ -34,8 +38,7 @@ def step(bits, settings, labels=None):
     labels = REFERENCE["labels"] if labels is None else labels
     with Objective(teacher(), network, settings, SHAPE) as whole:
         terms = whole.backward(REFERENCE["images"], labels)
-        total = float(whole.total(terms))
-    return terms, total, network
+    return terms, float(terms["total"]), network
 
 
 @pytest.fixture
@@ -62,16 +65,16 @@ def test_losses_of_a_step_are_those_of_the_reference(bits, reference_signs):
     masked = float((REFERENCE[f"{key}/easy_mask"] == 0).sum()) * math.log(10) / 16
     assert 0 < float(REFERENCE[f"{key}/easy_mask"].sum()) < 16
     number = lambda name: REFERENCE.number(f"{key}/{name}")  # noqa: E731
-    assert float(terms.distillation) == pytest.approx(number("loss_kl"), **close)
-    assert float(terms.cross_entropy) == pytest.approx(number("loss_ce") - masked, **close)
-    assert 1000 * float(terms.features) == pytest.approx(number("loss_fa"), **close)
-    assert float(terms.cam) == pytest.approx(number("loss_cam"), **close)
+    assert float(terms["distillation"]) == pytest.approx(number("loss_kl"), **close)
+    assert float(terms["cross_entropy"]) / 0.5 == pytest.approx(number("loss_ce") - masked, **close)
+    assert float(terms["features"]) == pytest.approx(number("loss_fa"), **close)
+    assert float(terms["cam"]) / 50 == pytest.approx(number("loss_cam"), **close)
     perturbed = (
         number("loss_kl_perturbed")
         + 0.5 * (number("loss_ce_perturbed") - masked)
         + number("loss_fa_perturbed")
     )
-    assert float(terms.perturbed) == pytest.approx(perturbed, **close)
+    assert float(terms["perturbed"]) == pytest.approx(perturbed, **close)
     assert total == pytest.approx(number("loss_total") - masked, **close)
 
 
@@ -157,6 +160,7 @@ SWITCHES = [
     {"temperature": 4.0},
     {"distillation_weight": 1.0},
     {"ce_weight": 5.0},
+    {"block_weight": 1.0},
 ]
 
 
@@ -172,7 +176,7 @@ def test_every_switch_of_the_objective_acts_on_the_gradient(change):
 
 def test_masks_order_the_cross_entropy():
     entropy = {
-        which: float(step(3, Finetune(hard_labels=which))[0].cross_entropy)
+        which: float(step(3, Finetune(hard_labels=which))[0]["cross_entropy"])
         for which in ("none", "easy", "all")
     }
     assert entropy["none"] == 0 < entropy["easy"] < entropy["all"]
@@ -182,7 +186,7 @@ def test_maps_without_a_perturbation_are_the_same_maps():
     """The graph of the teacher's map then begins at the map; its value must not change."""
     with_image, _, _ = step(3, Finetune(perturbation=0.01))
     without, _, _ = step(3, Finetune())
-    torch.testing.assert_close(with_image.cam, without.cam, rtol=1e-5, atol=0)
+    torch.testing.assert_close(with_image["cam"], without["cam"], rtol=1e-5, atol=0)
 
 
 def test_a_model_without_residual_branches_refuses_feature_alignment():
@@ -229,12 +233,36 @@ def test_fine_tuning_twice_gives_the_same_bits():
         assert torch.equal(one, other)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one():
-    states, whole = fine_tuned(SHORT)
+def learned():
+    """The reference network with learned steps, calibrated on the reference images."""
+    recipe = Recipe(3, 3, weights="learned", activations="learned")
+    network = quantize(copy.deepcopy(teacher()), recipe).eval()
+    calibrate(network, [REFERENCE["images"]], Calibration())
+    return network
+
+
+ADAM = replace(
+    SHORT,
+    optimizer="adam",
+    schedule="cosine",
+    learning_rate=1e-4,
+    passes=2,
+    block_weight=1.0,
+    cam="off",
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "make"),
+    [(SHORT, lambda: student(REFERENCE, 3)), (ADAM, learned)],
+    ids=["sgd", "adam"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(settings, make):
+    states, whole = fine_tuned(settings, network=make())
     reached, weights = states[1]
-    network = student(REFERENCE, 3)
+    network = make()
     network.load_state_dict(weights)
-    resumed, _ = fine_tuned(SHORT, network=network, state=reached)
+    resumed, _ = fine_tuned(settings, network=network, state=reached)
     assert [entry["epoch"] for entry in resumed[-1][0].history] == [0, 1, 2]
     for one, other in zip(whole.parameters(), network.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -251,6 +279,9 @@ def test_a_resumed_run_is_the_uninterrupted_one():
         {"lr_milestones": (0,)},
         {"momentum": 0.5},
         {"weight_decay": 0.1},
+        {"passes": 2},
+        {"optimizer": "adam"},
+        {"schedule": "cosine"},
     ],
     ids=str,
 )
@@ -260,6 +291,38 @@ def test_every_switch_of_the_training_acts_on_the_student(change):
     _, other = fine_tuned(replace(short, **change))
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_learned_scales_are_trained_at_their_own_rate_and_without_decay():
+    before = {name: p.detach().clone() for name, p in learned().named_parameters()}
+    scales = [name for name in before if name.endswith("log_scale")]
+    assert len(scales) == 22 + 19
+    rates = [1e-9, 1e-2]
+    moved = []
+    for rate in rates:
+        settings = replace(ADAM, epochs=1, scale_learning_rate=rate, weight_decay=0.0)
+        _, network = fine_tuned(settings, network=learned())
+        after = dict(network.named_parameters())
+        moved.append(max(float((after[n].detach() - before[n]).abs().max()) for n in scales))
+    assert moved[0] < 1e-7
+    assert moved[1] > 1e-3
+    network = learned()
+    groups = optimizer_for(network, replace(ADAM, weight_decay=0.3)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+
+
+def test_a_cosine_ends_at_nothing():
+    network = learned()
+    images = Images(Shards(), ADAM, torch.device("cpu"))
+    seen = []
+    with Objective(teacher(), network, ADAM, SHAPE) as objective:
+        epochs = Epochs(objective, optimizer_for(network, ADAM), images, 0)
+        for epoch in (1, 2):
+            epochs.run(epoch, None)
+            seen.append(epochs.optimizer.param_groups[0]["lr"])
+    # The last of four steps of each epoch: 3/8 and 7/8 of the way.
+    wanted = [ADAM.learning_rate * (1 + math.cos(math.pi * share)) / 2 for share in (3 / 8, 7 / 8)]
+    assert seen == pytest.approx(wanted)
 
 
 def test_divergence_says_what_to_lower():
@@ -296,7 +359,7 @@ def test_bfloat16_is_near_float32_and_leaves_the_parameters_in_it():
     assert other_total == pytest.approx(total, rel=0.2)
     assert total != other_total
     assert {parameter.dtype for parameter in other.parameters()} == {torch.float32}
-    assert all(term.dtype == torch.float32 for term in near)
+    assert all(term.dtype == torch.float32 for term in near.values())
     ours = torch.cat([parameter.grad.flatten() for parameter in one.parameters()])
     theirs = torch.cat([parameter.grad.flatten() for parameter in other.parameters()])
     assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 0.9

@@ -228,7 +228,7 @@ def test_a_network_is_quantized_calibrated_and_takes_a_step(make):
     assert errors[0] < errors[1] / 4
     with Objective(teacher, student, Finetune(), shape) as objective:
         terms = objective.backward(images, torch.arange(4))
-    assert all(torch.isfinite(term) for term in terms)
+    assert all(torch.isfinite(term) for term in terms.values())
     weights = [p.grad for p in student.parameters() if p.dim() > 1]
     assert weights
     assert all(gradient is not None for gradient in weights)
