@@ -99,7 +99,8 @@ def two_jobs(folder: Path, architecture: str, size: int) -> float:
     code = (
         "import torch, sys; from pathlib import Path; from synq.config import Model;"
         "from synq.models.build import build; from synq.models.teacher import write_teacher;"
-        f"m = Model(source='train', architecture='{architecture}', classes=10, image_size={size});"
+        f"m = Model(source='pytorchcv', architecture='{architecture}', classes=10,"
+        f" image_size={size});"
         f"write_teacher(Path(sys.argv[1]), build('{architecture}', 10, 3, {size}).state_dict(), m,"
         " name='net', mean=[.5] * 3, std=[.25] * 3, origin='benchmark')"
     )

@@ -55,7 +55,9 @@ def storage(images: int) -> dict[str, Any]:
 
 def _teacher(folder: Path) -> Teacher:
     """A network with random weights, and the running statistics of noise."""
-    settings = Model(source="train", architecture=ARCHITECTURE, classes=CLASSES, image_size=SIDE)
+    settings = Model(
+        source="pytorchcv", architecture=ARCHITECTURE, classes=CLASSES, image_size=SIDE
+    )
     noise = torch.randn(16, 3, SIDE, SIDE, generator=generator_for(0))
     model = untrained(ARCHITECTURE, CLASSES, noise)
     path = folder / "teacher.safetensors"

@@ -32,10 +32,9 @@ LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
-# The stage that makes a model of each source, and an image set of each kind.
+# Sources of models, and the stage that makes an image set of each kind.
 ZOOS = ("pytorchcv", "torchvision")
 FILES = ("file", "python")
-MODEL_STAGES = {"train": "train", **dict.fromkeys((*ZOOS, *FILES), "fetch")}
 IMAGE_STAGES = {"synthesis": "synthesize", "real": "collect"}
 RUN = "{model}/{bits}/{method}/seed{seed}"
 SHARD = "{model}/{image_set}/seed{seed}/{shard}"
@@ -58,7 +57,7 @@ FLAGS = {
     },
     **{
         stage: {model: flags(PLAN.settings(stage, model)) for model in PLAN.models}
-        for stage in ("train", "evaluation", "export", "test")
+        for stage in ("evaluation", "export", "test")
     },
     "images": {
         model: {
@@ -108,12 +107,9 @@ def recipe(stage, model, method="", image_set="", **_):
     notice that the last file was made by another recipe.
     """
     image_set = image_set or (PLAN.methods[method].images if method else "")
-    source = PLAN.models[model].source
-    steps = [[FLAGS["model"][model], code(MODEL_STAGES[source])]]
-    if source == "python":
+    steps = [[FLAGS["model"][model], code("fetch")]]
+    if PLAN.models[model].source == "python":
         steps.append(FLAGS["factory"][model])
-    if source == "train":
-        steps.append(FLAGS["train"][model])
     if stage in ("finetune", "evaluate", "export"):
         made_by = IMAGE_STAGES[PLAN.image_sets[image_set].stage]
         steps += [FLAGS["images"][model][image_set], code(made_by)]

@@ -61,30 +61,3 @@ rule fetch_zoo:
     shell:
         "python -m synq fetch-zoo --name {wildcards.model:q} {params.settings:q}"
         " {params.places:q} --output {output.teacher:q} > {log:q} 2>&1"
-
-
-rule train:
-    output:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
-    log:
-        f"{LOGS}/train/{{model}}.log",
-    benchmark:
-        f"{BENCHMARKS}/train/{{model}}.tsv"
-    wildcard_constraints:
-        model=models_from("train"),
-    conda:
-        ENVIRONMENT
-    threads: 2
-    resources:
-        mem_mb=megabytes(3000),
-        runtime=minutes(30),
-        gpu=1,
-    params:
-        model=flags_of("model", "model"),
-        settings=flags_of("train", "model"),
-        code=code("train"),
-    message:
-        "Training the embedded teacher {wildcards.model}."
-    shell:
-        "python -m synq train --name {wildcards.model:q} {params.model:q} {params.settings:q}"
-        " --output {output.teacher:q} --threads {threads} > {log:q} 2>&1"

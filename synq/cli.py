@@ -109,9 +109,9 @@ COMMANDS = {
     ),
     "train": Command(
         "train.train",
-        "train the embedded default's teacher",
-        {**_NAME, "output": _path("the teacher's checkpoint to write")},
-        {"model": Model, "settings": Train},
+        "train the embedded default's network; how its weights in this package were made",
+        {"output": _path("the state dict to write, as safetensors")},
+        {"settings": Train},
     ),
     "inspect": Command(
         "inspect.inspect",

@@ -28,7 +28,7 @@ ZEROQ = f"{RESULTS}/runs/digits-resnet20/w4a4/zeroq/seed0"
 HARD = f"{RESULTS}/synthetic/digits-resnet20/hard/seed0"
 UNLABELLED = f"{RESULTS}/synthetic/digits-resnet20/unlabelled/seed0"
 EVERYTHING = {
-    "train": 1,
+    "fetch": 1,
     "evaluate_teacher": 1,
     "synthesize": 4,
     "finetune": 2,
@@ -60,7 +60,7 @@ class Workflow:
             Path(overlays[-1]).write_text(overlay, encoding="utf-8")
         words = [sys.executable, "-m", "snakemake", "-s", str(self.root / snakefile)]
         # One thread a job: the tests run side by side, and pools of threads wait for one another.
-        words += ["--set-threads", "finetune=1", "train=1"]
+        words += ["--set-threads", "finetune=1"]
         words += ["--cores", "2", "--configfile", *overlays, *arguments]
         return process(words, cwd or self.root, environment)
 

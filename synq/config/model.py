@@ -20,9 +20,9 @@ class Model:
     """
 
     source: str = setting(
-        text="train: trained on the embedded digits; file: weights from a path or URL; pytorchcv, "
-        "torchvision: from their zoos; python: built by your own function, weights from a file",
-        choices=("train", "file", "pytorchcv", "torchvision", "python"),
+        text="file: weights from a path or URL; pytorchcv, torchvision: from their zoos; python: "
+        "built by your own function, weights from a file",
+        choices=("file", "pytorchcv", "torchvision", "python"),
     )
     architecture: str = setting("", "name of a pytorchcv or torchvision model, e.g. resnet18")
     factory: str = setting(
@@ -37,8 +37,9 @@ class Model:
     std: tuple[float, ...] = setting((), "standard deviation of each input channel", above=0)
     weights: str = setting(
         "",
-        "path or http(s) URL of the state dict (source: file, python); name of the zoo's file "
-        "or entry, e.g. IMAGENET1K_V1, where it is not the newest one",
+        "path or http(s) URL of the state dict, or package:NAME/path of a file in a package "
+        "(source: file, python); name of the zoo's file or entry, e.g. IMAGENET1K_V1, where it is "
+        "not the newest one",
     )
     sha256: str = setting("", "SHA-256 of that file, 64 hexadecimal digits (source: file, python)")
     store: str = setting("~/.cache/synq", "folder that keeps the files of the zoos")
@@ -104,7 +105,6 @@ _ZOO = {"architecture": True, "weights": False, "mirror": False}
 
 
 MODEL_SETTINGS: Mapping[str, Mapping[str, bool]] = {
-    "train": {"architecture": True, **_INPUT, "mean": False, "std": False},
     "file": {"architecture": True, **_WEIGHTS, **_INPUT},
     "pytorchcv": {**_ZOO, **_INPUT},
     "torchvision": {**_ZOO, **_INPUT, "image_size": False, "mean": False, "std": False},

@@ -19,11 +19,9 @@ from synq.config.grid import Ablation, Grid, parse_bits
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
-from synq.config.train import Train
 from synq.errors import ConfigError, nearest
 
 STAGES = {
-    "train": Train,
     "synthesis": Synthesis,
     "real": RealImages,
     "calibration": Calibration,
@@ -186,7 +184,7 @@ def _check_ablation(ablation: Ablation, grid: Grid, methods: Mapping[str, Method
 def _check_layers(whole: Plan) -> None:
     """Layers that are each right can still be wrong together."""
     for model in whole.models:
-        for stage in ("train", "evaluation", "export", "test"):
+        for stage in ("evaluation", "export", "test"):
             whole.settings(stage, model)
         for image_set in whole.image_sets:
             whole.image_settings(model, image_set)

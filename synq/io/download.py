@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import shutil
 import time
 import zipfile
@@ -34,13 +35,21 @@ SLOWEST = 1000  # bytes a second; a server that sends less has as good as stoppe
 BLOCK = 1 << 20
 
 
+PACKAGE = "package:"  # what the address of a file in a package begins with
+
+
 def bring(origin: str, target: Path, sha256: str) -> None:
-    """The file behind a path or URL, at ``target`` if its SHA-256 is right; not twice."""
+    """The file behind a path or URL, at ``target`` if its SHA-256 is right; not twice.
+
+    ``package:NAME/path`` is a file inside an installed package, wherever that is.
+    """
     if target.is_file() and file_sha256(target) == sha256:
         return
     with atomic(target) as temporary:
         if origin.startswith(("http://", "https://")):
             _download(origin, temporary)
+        elif origin.startswith(PACKAGE):
+            _copy(_in_package(origin), temporary)
         else:
             _copy(Path(origin), temporary)
         actual = file_sha256(temporary)
@@ -129,6 +138,16 @@ def _locked(path: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _in_package(origin: str) -> Path:
+    """The path of ``package:NAME/path``."""
+    name, _, path = origin.removeprefix(PACKAGE).partition("/")
+    # Without importing it: nothing but its place is wanted.
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ArtifactError(f"{origin} is in no package that is installed here")
+    return Path(spec.submodule_search_locations[0]) / path
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -45,7 +45,7 @@ def fetch_zoo(*, name: str, settings: Model, output: Path) -> None:
 def _wrong_command(settings: Model) -> ConfigError:
     return ConfigError(
         f"source is {settings.source}; fetch is for file and python, fetch-zoo for pytorchcv and "
-        "torchvision, train for train"
+        "torchvision"
     )
 
 

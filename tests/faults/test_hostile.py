@@ -444,7 +444,7 @@ def test_a_forged_checkpoint_is_refused(checkpoint, entries, record, length):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    model = Model(source="train", architecture="resnet20_cifar10", classes=10, image_size=32)
+    model = Model(source="pytorchcv", architecture="resnet20_cifar10", classes=10, image_size=32)
     state = build(model.architecture, 10, 3, 32).state_dict()
     write_teacher(path, state, model, name="m", mean=[0.5] * 3, std=[0.3] * 3, origin="a test")
     return path, read_checkpoint(path, "teacher")

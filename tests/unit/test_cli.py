@@ -53,8 +53,7 @@ WRONG = {
     "collect": "--teacher none --output o --classes 0 --seed 0 --dataset digits",
     "inspect": "--teacher none --json j",
     "synthesize": "--teacher none --output o --classes 0 --seed 0",
-    "train": "--name n --output o --source train --architecture resnet20_cifar --classes 10"
-    " --image-size 32",
+    "train": "--output o --device cuda:999",
     "fetch": "--name n --download d --output o --source file --architecture resnet20_cifar10"
     f" --classes 10 --image-size 32 --weights none --sha256 {'0' * 64}"
     " --mean 0 0 0 --std 1 1 1",

@@ -11,7 +11,7 @@ import yaml
 from running import SYNQ
 
 from synq.config.plan import plan
-from synq.models.build import build
+from synq.models.digits import resnet20
 from synq.reporting.inspection import inspect_model
 from synq.stages.inspect import HEADERS, facts, rows, verdict
 
@@ -115,8 +115,8 @@ def test_the_examples_in_the_comments_of_the_config_are_right():
 def test_the_inspection_shown_is_what_the_command_prints():
     (text,) = re.findall(r"^ {4}digits-resnet20: images.*?^ {4}fits$", README, re.MULTILINE | re.S)
     shown = [line.split() for line in text.splitlines() if line.strip()]
-    model = build("resnet20_cifar10", 10, 3, 32)
-    found = inspect_model(model, (3, 32, 32))
+    model = resnet20()
+    found = inspect_model(model, (1, 16, 16))
     lines = [" ".join(row).split() for row in (*rows(found), *facts(found))]
     # Three lines of head, a line that says how many rows are left out, and the verdict.
     (left_out,) = [line for line in shown if line[0] == "..."]

@@ -12,7 +12,7 @@ from synq.io.artifacts import file_sha256, read_json
 from synq.models import build as models
 from synq.models.teacher import write_teacher
 
-MODEL = Model(source="train", architecture="resnet20_cifar10", classes=10, image_size=32)
+MODEL = Model(source="pytorchcv", architecture="resnet20_cifar10", classes=10, image_size=32)
 SHAPE = ["--architecture", "resnet20_cifar10", "--classes", "10", "--image-size", "32"]
 NORMAL = ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
 

@@ -66,7 +66,7 @@ def submitted(workflow: Workflow, profile: str, *arguments: str) -> tuple[str, l
     earlier = {job["JobId"] for job in records()}
     words = [sys.executable, "-m", "snakemake", "--workflow-profile", f"profiles/{profile}"]
     # One thread a job, as in the other tests: several pools of threads wait for one another.
-    words += ["--set-threads", "finetune=1", "train=1"]
+    words += ["--set-threads", "finetune=1"]
     words += ["--configfile", "experiments/tiny.yaml", *arguments]
     printed = workflow.root / "printed.txt"
     with open(printed, "w") as file:
@@ -171,8 +171,8 @@ def test_the_whole_workflow_on_slurm(slurm: Path, fresh: Workflow) -> None:
     assert {job["JobState"] for job in evaluated[:-1]} == {"TIMEOUT"}
     assert evaluated[-1]["JobState"] == "COMPLETED"
 
-    # The other evaluations and the table ran here.
-    assert len(found) == len(of_rule(found, "train") + groups + finetuned + evaluated)
+    # The fetching, the other evaluations and the table ran here.
+    assert len(found) == len(groups + finetuned + evaluated)
 
 
 def test_the_generic_profile_on_the_same_slurm(slurm: Path, fresh: Workflow) -> None:
@@ -180,8 +180,8 @@ def test_the_generic_profile_on_the_same_slurm(slurm: Path, fresh: Workflow) -> 
     shards = [f"{HARD}/classes-0000-0004.h5", f"{HARD}/classes-0005-0009.h5"]
     often = ["--seconds-between-status-checks", "2"]
     output, found = submitted(fresh, "cluster-generic", *often, "--", *shards)
-    assert jobs(output) == {"train": 1, "synthesize": 2}
+    assert jobs(output) == {"fetch": 1, "synthesize": 2}
     assert all((fresh.root / shard).is_file() for shard in shards)
     assert {job["JobState"] for job in found} == {"COMPLETED"}
-    # A training on a GPU, and one group of two shards.
-    assert [(job["Partition"], gpus(job)) for job in found] == [("gpu", 1), ("cpu", 0)]
+    # One group of two shards.
+    assert [(job["Partition"], gpus(job)) for job in found] == [("cpu", 0)]

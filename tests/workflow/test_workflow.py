@@ -5,12 +5,12 @@ The overlay is run once a session, in a copy of the clone; every test changes a 
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -21,10 +21,8 @@ import pytorchcv
 import torch
 from file_server import serving
 from running import (
-    ENVIRONMENT,
     EVERYTHING,
     HARD,
-    PATIENCE,
     RESULTS,
     ROOT,
     SYNQ,
@@ -38,12 +36,9 @@ from running import (
     jobs,
     process,
     shards,
-    wait,
 )
 
 from synq.config import pytorchcv_table as zoo
-from synq.errors import ArtifactError
-from synq.io.artifacts import read_checkpoint
 from synq.models.build import build
 
 # The finished run.
@@ -72,7 +67,9 @@ def test_the_tables_have_a_row_for_each_run(finished: Workflow) -> None:
         ("digits-resnet20", "w4a4", "zeroq", "1"),
     ]
     markdown = (finished.root / TABLE).read_text(encoding="utf-8").splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown]
+    # Remarks may follow the table: whether fine-tuning helps a toy depends on the machine.
+    lines = itertools.takewhile(bool, markdown)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0][:4] == ["model", "bits", "method", "seeds"]
     assert [tuple(row[:4]) for row in cells[2:]] == keys
     metrics = json.loads(finished.bytes(f"{SYNQ}/metrics.json"))
@@ -225,8 +222,9 @@ def test_without_a_test_set_agreement_with_the_teacher_is_measured(workflow: Wor
     assert metrics["teacher"]["top1"] is None
     assert metrics["test_images"] == 10
     assert 0 <= metrics["last"]["top1"] <= 100
-    table = workflow.bytes(TABLE).decode()
-    assert table.count("agreement with the teacher on synthetic images") == 1
+    # One line for all runs, before what may be told of each.
+    _, remarks = workflow.bytes(TABLE).decode().split("\n\n", 1)
+    assert remarks.count("agreement with the teacher on synthetic images") == 1
 
 
 def test_shards_are_named_after_their_classes(workflow: Workflow) -> None:
@@ -312,7 +310,7 @@ def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Work
             " methods: {zeroq: {calibration: {clip_ratio: 0.9}}}}",
             {"synthesize": 2, "finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1},
         ),
-        ("models: {digits-resnet20: {train: {train_epochs: 2}}}", EVERYTHING),
+        ("models: {digits-resnet20: {mean: [0.4]}}", EVERYTHING),
     ],
     ids=["shards and students", "teacher"],
 )
@@ -347,60 +345,51 @@ def test_the_printed_command_makes_the_same_student_by_hand(workflow: Workflow) 
         assert workflow.bytes(f"byhand/{name}") == workflow.bytes(f"{SYNQ}/{name}")
 
 
+# A command that sends itself a signal in its third optimizer step, whatever the machine's speed: in
+# the second epoch, of two batches.
+STOPPED = """
+import os, sys
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from synq.cli import main
+
+steps = []
+
+def hook(*_):
+    steps.append(0)
+    if len(steps) == 3:
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+register_optimizer_step_pre_hook(hook)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(
     workflow: Workflow, sent: signal.Signals
 ) -> None:
-    arguments = workflow.arguments("finetune", "--method synq")
+    arguments = [*workflow.arguments("finetune", "--method synq")[1:], "--threads", "1"]
+    arguments[arguments.index("--epochs") + 1] = "3"
 
-    def start(folder: str) -> tuple[Path, subprocess.Popen[bytes]]:
-        path = workflow.root / folder
-        path.mkdir(exist_ok=True)
-        words = [sys.executable, "-m", *(word.replace(SYNQ, folder) for word in arguments)]
-        words[words.index("--epochs") + 1] = "4"
-        log = (path / "log").open("w")
-        with log:
-            return path, subprocess.Popen(
-                [*words, "--threads", "1"],
-                cwd=workflow.root,
-                env=ENVIRONMENT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+    def run(folder: str, start: list[str]) -> tuple[int, str]:
+        words = [word.replace(SYNQ, folder) for word in arguments]
+        ran = process([sys.executable, *start, *words], workflow.root, {})
+        return ran.returncode, ran.stdout
 
-    whole, uninterrupted = start("whole")
-    parts, process = start("parts")
-    state = parts / "student.work/state.safetensors"
-    try:
-        wait(lambda: _epoch(state) >= 1 or process.poll() is not None)
-        process.send_signal(sent)
-        # SIGTERM is obeyed at the end of a step, which is saved; 143 is how a shell says it.
-        assert process.wait(PATIENCE) == (143 if sent == signal.SIGTERM else -sent)
-        reached = _epoch(state)
-        within = (state.parent / "part.safetensors").exists()
-        assert 1 <= reached < 4
-        assert not (parts / "student.safetensors").exists()
-        _, process = start("parts")
-        assert process.wait(PATIENCE) == 0, (parts / "log").read_text()
-        assert uninterrupted.wait(PATIENCE) == 0, (whole / "log").read_text()
-    finally:
-        process.kill()
-        uninterrupted.kill()
-    log = (parts / "log").read_text()
-    assert re.search(
-        rf"^going on after epoch {reached}{' and . steps' * within}$", log, re.MULTILINE
-    )
-    assert within == (sent == signal.SIGTERM)
+    code, text = run("whole", ["-m", "synq"])
+    assert code == 0, text
+    code, text = run("parts", ["-c", STOPPED, str(int(sent))])
+    # SIGTERM is obeyed at the end of a step, which is saved; 143 is how a shell says it.
+    assert code == (143 if sent == signal.SIGTERM else -sent), text
+    parts, whole = workflow.root / "parts", workflow.root / "whole"
+    assert not (parts / "student.safetensors").exists()
+    code, text = run("parts", ["-m", "synq"])
+    assert code == 0, text
+    steps = " and 1 steps" if sent == signal.SIGTERM else ""
+    assert f"going on after epoch 1{steps}" in text.splitlines()
     for name in ("student.safetensors", "snapshots.h5"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
-    assert not state.parent.exists()
-
-
-def _epoch(state: Path) -> int:
-    try:
-        return int(read_checkpoint(state, "state")[1]["epoch"])
-    except ArtifactError:
-        return -1
+    assert not (parts / "student.work").exists()
 
 
 # Reports every file that is opened: by Python, by h5py and by safetensors, which have their own
@@ -569,7 +558,7 @@ def test_jobs_run_the_code_of_this_clone_from_any_folder(
     shutil.copy(workflow.root / "config.yaml", elsewhere)
     ran = workflow.run("--", TEACHER, snakefile=snakefile, cwd=elsewhere)
     assert ran.returncode == 1
-    log = elsewhere / f"{RESULTS}/logs/train/digits-resnet20.log"
+    log = elsewhere / f"{RESULTS}/logs/fetch/digits-resnet20.log"
     assert log.read_text(encoding="utf-8") == "the code of this clone\n"
 
 
@@ -582,7 +571,7 @@ def _rules() -> Iterator[tuple[str, str]]:
 def test_every_rule_says_what_it_does_and_needs() -> None:
     wanted = {"message", "log", "benchmark", "conda", "threads", "resources"}
     rules = dict(_rules())
-    assert set(rules) == {*EVERYTHING, "fetch", "fetch_zoo", "collect", "ablation"} - {"all"}
+    assert set(rules) == {*EVERYTHING, "fetch_zoo", "collect", "ablation"} - {"all"}
     for name, body in rules.items():
         assert wanted - set(re.findall(r"^    (\w+):", body, re.MULTILINE)) == set(), name
         resources = re.search(r"^    resources:\n((?: {8}.+\n)+)", body, re.MULTILINE)

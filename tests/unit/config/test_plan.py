@@ -30,7 +30,7 @@ def config():
         "grid": {"models": ["tiny"], "bits": ["w4a4"], "methods": ["ours"], "seeds": [0]},
         "models": {
             "tiny": {
-                "source": "train",
+                "source": "pytorchcv",
                 "architecture": "resnet20_cifar10",
                 "classes": 10,
                 "image_size": 32,

@@ -26,6 +26,28 @@ def test_digits_are_split_once_and_for_all():
     assert not seen & {image.numpy().tobytes() for image in images}
 
 
+def test_digits_are_those_of_scikit_learn():
+    datasets = pytest.importorskip("sklearn.datasets")
+    known = datasets.load_digits()
+    both = [digits(split, 1, 8) for split in ("train", "test")]
+    ours = torch.cat([part.read(torch.arange(len(part))).flatten(1) * 16 for part in both])
+    labels = torch.cat([part.labels for part in both])
+    rows = sorted(map(tuple, torch.cat([ours, labels[:, None]], 1).tolist()))
+    assert rows == sorted(map(tuple, numpy.c_[known.data, known.target].tolist()))
+
+
+def test_digits_are_enlarged_without_a_shift():
+    """Twice the size: each pixel becomes four, of which none has more than 9/16 of it."""
+    small, large = (digits("test", 1, size).read(torch.arange(599)) for size in (8, 16))
+    assert large.shape == (599, 1, 16, 16)
+    corner = torch.stack([small[..., 0, 0], large[..., 0, 0]])
+    assert torch.equal(corner[0], corner[1])
+    row = small[..., 3, :] * 0.75 + small[..., 4, :] * 0.25
+    wanted = row[..., 2] * 0.75 + row[..., 3] * 0.25
+    torch.testing.assert_close(large[..., 7, 5], wanted)
+    assert torch.equal(digits("test", 3, 16).read(torch.tensor([5]))[0, 2], large[5, 0])
+
+
 def save(path, colour, size=(8, 8)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)

@@ -55,7 +55,7 @@ def inspected(tmp_path, monkeypatch, capsys):
     def run(model, shape, classes, *, name="own"):
         path, report = tmp_path / "teacher.safetensors", tmp_path / "report.json"
         settings = Model(
-            source="train",
+            source="torchvision",
             architecture=name,
             classes=classes,
             channels=shape[0],

@@ -26,7 +26,7 @@ SETTINGS += ["--batch-size", "5", "--feature-weight", "10"]
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
     network = teacher()
-    model = Model(source="train", architecture="resnet20_cifar10", classes=10, image_size=32)
+    model = Model(source="pytorchcv", architecture="resnet20_cifar10", classes=10, image_size=32)
     path = folder / "teacher.safetensors"
     words = {"name": "net", "mean": [0.5] * 3, "std": [0.25] * 3, "origin": "the references"}
     write_teacher(path, network.state_dict(), model, **words)

@@ -19,7 +19,7 @@ SETTINGS = RealImages(dataset="digits", images_per_class=3)
 def teacher(tmp_path):
     path = tmp_path / "teacher.safetensors"
     torch.manual_seed(0)
-    model = Model(source="train", architecture="resnet20_cifar10", classes=10, image_size=32)
+    model = Model(source="pytorchcv", architecture="resnet20_cifar10", classes=10, image_size=32)
     state = build("resnet20_cifar10", 10, 3, 32).state_dict()
     write_teacher(path, state, model, name="net", mean=[0.5] * 3, std=[0.25] * 3, origin="test")
     return path

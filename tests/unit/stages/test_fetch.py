@@ -96,6 +96,34 @@ def test_a_path_works_and_a_file_that_is_there_is_not_fetched_again(tmp_path, se
     assert server.requests == []
 
 
+def test_a_file_in_an_installed_package_is_found_from_any_folder(tmp_path, monkeypatch, weights):
+    package = tmp_path / "site" / "some_nets"
+    (package / "deep").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('nobody imports it')")
+    (package / "deep" / "net.pth").write_bytes(weights)
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.chdir(tmp_path)
+    bring(tmp_path, "package:some_nets/deep/net.pth", weights)
+    assert (tmp_path / "download").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("origin", "text"),
+    [
+        ("package:no_nets/net.pth", "is in no package that is installed here"),
+        ("package:/net.pth", "is in no package that is installed here"),
+        ("package:../net.pth", "is in no package that is installed here"),
+        ("package:string/net.pth", "is in no package that is installed here"),
+        ("package:synq/none.pth", "none.pth cannot be read: No such file"),
+        ("package:synq", "cannot be read: Is a directory"),
+    ],
+)
+def test_a_file_that_is_in_no_package_is_told(tmp_path, weights, origin, text):
+    with pytest.raises(ArtifactError, match=text):
+        bring(tmp_path, origin, weights)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_of_another_architecture_name_the_keys(tmp_path, weights):
     local = tmp_path / "local.pth"
     local.write_bytes(weights)
@@ -231,11 +259,13 @@ def test_weights_of_torchvision_become_a_teacher(tmp_path, server, capsys):
 
 
 def test_a_command_for_another_source_is_refused(tmp_path):
-    trained = Model(source="train", architecture="a", classes=10, image_size=32)
-    with pytest.raises(ConfigError, match="source is train"):
-        fetch.fetch(name="n", settings=trained, download=tmp_path / "d", output=tmp_path / "o")
-    with pytest.raises(ConfigError, match="source is train"):
-        fetch.fetch_zoo(name="n", settings=trained, output=tmp_path / "o")
+    zoo = Model(source="torchvision", architecture="a")
+    with pytest.raises(ConfigError, match="source is torchvision; fetch is for file and python"):
+        fetch.fetch(name="n", settings=zoo, download=tmp_path / "d", output=tmp_path / "o")
+    shape = {"classes": 10, "image_size": 8, "mean": (0,) * 3, "std": (1,) * 3}
+    own = Model(source="file", architecture="a", weights="w", sha256="0" * 64, **shape)
+    with pytest.raises(ConfigError, match="source is file; fetch is for file and python"):
+        fetch.fetch_zoo(name="n", settings=own, output=tmp_path / "o")
 
 
 def test_a_teacher_without_its_source_is_to_be_made_again(tmp_path, weights):

@@ -33,7 +33,7 @@ FILES = 9  # teacher, its metrics, two shards, student, snapshots, metrics, expo
 
 
 def teacher(path, seed):
-    settings = Model(source="train", architecture="resnet20_cifar10", classes=10, image_size=32)
+    settings = Model(source="pytorchcv", architecture="resnet20_cifar10", classes=10, image_size=32)
     torch.manual_seed(seed)
     state = build(settings.architecture, 10, 3, 32).state_dict()
     write_teacher(path, state, settings, name="net", mean=[0.5] * 3, std=[0.3] * 3, origin="a test")
