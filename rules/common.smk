@@ -262,7 +262,7 @@ INTERMEDIATE = [
     *expand(
         f"{RESULTS}/runs/{{run}}/{{file}}",
         run=[RUN.format(**run) for run in RUNS],
-        file=["student.safetensors", "snapshots.h5"],
+        file=["student.safetensors", "students.safetensors"],
     ),
     *expand(
         f"{RESULTS}/runs/{{run}}/student.onnx",

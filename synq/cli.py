@@ -154,7 +154,7 @@ COMMANDS = {
             **_RUN,
             **_SEED,
             "output": _path("the selected student's checkpoint to write"),
-            "snapshots": _path("the HDF5 file of students to evaluate, to write"),
+            "snapshots": _path("the safetensors file of students to evaluate, to write"),
         },
         {"calibration": Calibration, "settings": Finetune},
     ),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from synq.io.artifacts import FORMAT, write_json
+from synq.io.artifacts import write_json
 from synq.models.teacher import read_teacher
 from synq.quantization.trace import QUANTIZED
 from synq.reporting.inspection import inspect_model
@@ -24,15 +24,13 @@ def inspect(*, teacher: Path, json: Path | None) -> int:
     found = inspect_model(network.model, network.image_shape)
     if json is not None:
         about = {
-            "kind": "inspection",
-            "format": FORMAT,
             "model": network.name,
             "teacher_sha256": network.sha256,
             "input": list(network.image_shape),
             "classes": network.classes,
             "versions": versions(),
         }
-        write_json(json, {**about, **found})
+        write_json(json, "inspection", {**about, **found})
     print(f"{network.name}: images of {_shape(network.image_shape)}, {network.classes} classes\n")
     print(tabulate(rows(found), HEADERS, disable_numparse=True, colalign=_alignment()))
     print("\n" + tabulate(facts(found), tablefmt="plain", disable_numparse=True) + "\n")

@@ -343,7 +343,7 @@ def test_the_printed_command_makes_the_same_student_by_hand(workflow: Workflow) 
     assert f"--output {SYNQ}/student.safetensors" in command
     ran = process(["bash", "-c", command.replace(SYNQ, "byhand")], workflow.root, {})
     assert ran.returncode == 0, ran.stdout
-    for name in ("student.safetensors", "snapshots.h5"):
+    for name in ("student.safetensors", "students.safetensors"):
         assert workflow.bytes(f"byhand/{name}") == workflow.bytes(f"{SYNQ}/{name}")
 
 
@@ -391,7 +391,7 @@ def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(
         rf"^going on after epoch {reached}{' and . steps' * within}$", log, re.MULTILINE
     )
     assert within == (sent == signal.SIGTERM)
-    for name in ("student.safetensors", "snapshots.h5"):
+    for name in ("student.safetensors", "students.safetensors"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
     assert not state.parent.exists()
 
