@@ -73,6 +73,7 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     exact = [f"{count} {origin or 'unknown'}" for origin, count in inputs.items()]
     by_patches = found["prior"] == "patches"
     instead = "none: images " + ("by patch similarity" if by_patches else "cannot be synthesized")
+    told = [("output", ", ".join(found["output"]))] if found["output"] else []
     sizes = [f"{size / 1000:,.1f} at {bits}" for bits, size in found["bytes"].items()]
     return [
         ("BatchNorm layers", str(norms) if norms else instead),
@@ -81,6 +82,7 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             "feature alignment",
             f"{blocks} blocks" if blocks else "no block: finetune.feature_weight must be 0",
         ),
+        *told,
         ("inputs of the layers", f"{quantized} quantized; in full precision {', '.join(exact)}"),
         ("gates, in full precision", _some(gates)),
         ("others in full precision", _some([*others, *called])),

@@ -10,6 +10,7 @@ from synq.config.train import Train
 from synq.data.augment import crop_and_flip
 from synq.data.datasets import digits, normalise
 from synq.models.build import build
+from synq.models.layout import layout_of
 from synq.models.teacher import write_teacher
 from synq.runtime.process import generator_for, prepare
 from synq.runtime.progress import progress
@@ -66,4 +67,5 @@ def train(
         mean=mean,
         std=std,
         origin="trained on the embedded digits",
+        memory_format=layout_of(network, (model.channels, model.image_size, model.image_size)),
     )
