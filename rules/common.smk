@@ -28,6 +28,8 @@ except UserError as error:
     sys.exit(2)
 
 RESULTS = PLAN.results
+# The commands may set back the times of files in there, and of no others.
+os.environ["SYNQ_RESULTS"] = os.path.abspath(RESULTS)
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 ENVIRONMENT = "../envs/synq.yaml"
