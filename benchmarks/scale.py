@@ -84,7 +84,7 @@ def _fine_tuning(folder: Path, shards: list[Path]) -> float:
     words += ["--teacher", str(folder / "teacher.safetensors"), "--shards", *map(str, shards)]
     words += ["--image-set", "noise", "--seed", "0", "--epochs", "1", "--batch-size", "16"]
     words += ["--output", str(folder / "student.safetensors")]
-    words += ["--snapshots", str(folder / "snapshots.h5"), "--device", "cpu"]
+    words += ["--snapshots", str(folder / "students.safetensors"), "--device", "cpu"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -28,6 +28,8 @@ except UserError as error:
     sys.exit(2)
 
 RESULTS = PLAN.results
+# The commands may set back the times of files in there, and of no others.
+os.environ["SYNQ_RESULTS"] = os.path.abspath(RESULTS)
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 ENVIRONMENT = "../envs/synq.yaml"
@@ -258,7 +260,7 @@ INTERMEDIATE = [
     *expand(
         f"{RESULTS}/runs/{{run}}/{{file}}",
         run=[RUN.format(**run) for run in RUNS],
-        file=["student.safetensors", "snapshots.h5"],
+        file=["student.safetensors", "students.safetensors"],
     ),
     *expand(
         f"{RESULTS}/runs/{{run}}/student.onnx",

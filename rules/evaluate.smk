@@ -34,7 +34,7 @@ rule evaluate:
     input:
         teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
         reference=f"{RESULTS}/models/{{model}}/metrics.json",
-        snapshots=f"{RESULTS}/runs/{RUN}/snapshots.h5",
+        snapshots=f"{RESULTS}/runs/{RUN}/students.safetensors",
         shards=shards_to_agree_on,
     output:
         metrics=f"{RESULTS}/runs/{RUN}/metrics.json",

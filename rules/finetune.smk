@@ -8,7 +8,7 @@ rule finetune:
         shards=shards,
     output:
         student=f"{RESULTS}/runs/{RUN}/student.safetensors",
-        snapshots=f"{RESULTS}/runs/{RUN}/snapshots.h5",
+        snapshots=f"{RESULTS}/runs/{RUN}/students.safetensors",
     log:
         f"{LOGS}/finetune/{RUN}.log",
     benchmark:

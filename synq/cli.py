@@ -154,7 +154,7 @@ COMMANDS = {
             **_RUN,
             **_SEED,
             "output": _path("the selected student's checkpoint to write"),
-            "snapshots": _path("the HDF5 file of students to evaluate, to write"),
+            "snapshots": _path("the safetensors file of students to evaluate, to write"),
         },
         {"calibration": Calibration, "settings": Finetune},
     ),
@@ -278,16 +278,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _set_back(values: Mapping[str, Any]) -> None:
-    """Give files that are newer than the clock, because it was set back, the present time.
+    """Give results that are newer than the clock, because it was set back, the present time.
 
     Snakemake removes what a job has made where an input is newer: hours of work, while the clock
     has not reached that time again. The files' content, by which it decides what to remake, stays.
+    It gives the outputs the present time itself, so the inputs must not be of a later one. That is
+    for files in the results of the workflow that runs this command, which it names in
+    ``SYNQ_RESULTS``: the times of all others are their owner's.
     """
+    results = os.environ.get("SYNQ_RESULTS")
+    if not results:
+        return
     for name, value in values.items():
         folder = values.get(_FOLDERS.get(name, ""), Path())
         for word in value if isinstance(value, list) else [value]:
             path = folder / word if isinstance(word, Path) else None
-            if path and path.is_file() and path.stat().st_mtime > time.time():
+            if not (path and path.is_file() and path.stat().st_mtime > time.time()):
+                continue
+            if path.resolve().is_relative_to(Path(results).resolve()):
                 # Somebody else's file: only its owner can mend it.
                 with contextlib.suppress(OSError):
                     os.utime(path)

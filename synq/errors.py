@@ -27,6 +27,10 @@ class ArtifactError(UserError):
     """A file is missing, truncated, of another version, or belongs to something else."""
 
 
+class FormatError(ArtifactError):
+    """A file of this program, but of another version of its format."""
+
+
 class ModelError(UserError):
     """The network cannot be built, loaded, synthesized from or quantized."""
 

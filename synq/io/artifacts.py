@@ -8,17 +8,37 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from synq.errors import ArtifactError
+from synq.errors import ArtifactError, FormatError, reason
 
-FORMAT = 2
 
+class Kind(NamedTuple):
+    """A kind of file: the number of its format, and the commands that make it again."""
+
+    format: int
+    command: str
+
+
+# A number goes up where a program of before could not read the new files, or this one not those of
+# before. It is that kind's alone, so that a change to one kind keeps the files of all others.
+KINDS = {
+    "teacher": Kind(3, "fetch, fetch-zoo or train"),
+    "teacher metrics": Kind(2, "evaluate-teacher"),
+    "inspection": Kind(2, "inspect"),
+    "shard": Kind(2, "synthesize or collect"),
+    "student": Kind(2, "finetune"),
+    "students": Kind(1, "finetune"),
+    "state": Kind(2, "finetune"),
+    "part": Kind(2, "finetune"),
+    "metrics": Kind(3, "evaluate"),
+    "export": Kind(2, "export"),
+}
 
 # What the system says of a disk that is full, over quota, broken, read-only or somebody else's.
 UNWRITABLE = {
@@ -90,7 +110,7 @@ def checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_sum(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def check_sum(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Take the checksum out of the record; ArtifactError where it is not that of the content."""
     if record.pop("checksum", None) != checksum(record, tensors):
         raise ArtifactError(
@@ -98,28 +118,49 @@ def _check_sum(path: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]
         )
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a readable JSON file with a checksum of its content."""
+def remedy(kind: str) -> str:
+    """What to do about a file of this kind that cannot be used."""
+    return f"delete it and run {KINDS[kind].command} again"
+
+
+# Files of a former layout, and what has taken their place.
+FORMER = {"snapshots.h5": "students.safetensors"}
+
+
+def check_kind(path: Path, record: object, kind: str) -> None:
+    """ArtifactError where a file's record is not of ``kind``, FormatError where of another format.
+
+    To be asked before anything else of the file is read.
+    """
+    if not isinstance(record, Mapping) or record.get("kind") != kind:
+        raise ArtifactError(f"{path} is not a {kind} file of this program; {remedy(kind)}")
+    found, wanted = record.get("format"), KINDS[kind].format
+    if type(found) is not int or found != wanted:
+        raise FormatError(
+            f"{path} is a {kind} file of format {found}, this program reads {wanted}; "
+            f"{remedy(kind)}"
+        )
+
+
+def write_json(path: Path, kind: str, record: Mapping[str, Any]) -> None:
+    """Write a readable JSON file of this kind, with a checksum of its content."""
+    content = {"kind": kind, "format": KINDS[kind].format, **record}
     whole = {**content, "checksum": checksum(content, {})}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """A JSON object that says it is a ``kind`` of this format, and is as it was written."""
+    """A JSON object that says it is a ``kind`` of the right format, and is as it was written."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist; run the stage that writes it") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON ({error}); delete it") from None
-    if not isinstance(content, dict) or (content.get("kind"), content.get("format")) != (
-        kind,
-        FORMAT,
-    ):
-        raise ArtifactError(f"{path} is not a {kind} of format {FORMAT}; delete it and run again")
-    _check_sum(path, content, {})
-    return content
+    check_kind(path, content, kind)
+    check_sum(path, content, {})
+    return content  # type: ignore[no-any-return]
 
 
 def write_checkpoint(
@@ -127,28 +168,45 @@ def write_checkpoint(
 ) -> None:
     """Write tensors with a JSON record of what they are, as safetensors."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    whole = {"kind": kind, "format": FORMAT, **record}
-    whole["checksum"] = checksum(whole, ready)
+    save(path, kind, ready, record, summed=ready)
+
+
+def save(
+    path: Path,
+    kind: str,
+    tensors: dict[str, Tensor],
+    record: Mapping[str, Any],
+    *,
+    summed: Mapping[str, Tensor],
+) -> None:
+    """Write contiguous tensors of the CPU, with a checksum of the record and what is ``summed``."""
+    whole = {"kind": kind, "format": KINDS[kind].format, **record}
+    whole["checksum"] = checksum(whole, summed)
     metadata = {"synq": json.dumps(whole, sort_keys=True)}
     with atomic(path) as temporary:
-        save_file(ready, temporary, metadata)
+        save_file(tensors, temporary, metadata)
 
 
 def read_checkpoint(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors on the CPU and the record of a checkpoint of this kind, as they were written."""
+    with opened(path, kind) as (file, record):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    check_sum(path, record, tensors)
+    return tensors, record
+
+
+@contextlib.contextmanager
+def opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A safetensors file of this kind to read from, and its record; no tensor is read.
+
+    ArtifactError where it is something else, and instead of the errors of damaged content.
+    """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; run the stage that writes it")
     try:
         with safetensors.safe_open(path, "pt") as file:
             record = json.loads((file.metadata() or {}).get("synq", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            check_kind(path, record, kind)
+            yield file, record
     except (safetensors.SafetensorError, ValueError, OSError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path} is damaged ({error}); delete it and run the stage that writes it again"
-        ) from None
-    if not isinstance(record, dict) or (record.get("kind"), record.get("format")) != (kind, FORMAT):
-        raise ArtifactError(
-            f"{path} is not a {kind} of format {FORMAT}; delete it and run the stage that writes it"
-        )
-    _check_sum(path, record, tensors)
-    return tensors, record
+        raise ArtifactError(f"{path} is damaged ({reason(error)}); {remedy(kind)}") from None

@@ -1,7 +1,6 @@
 """Files from elsewhere: downloads that go on after a break, and a store that several jobs share."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import shutil
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 import requests
 import urllib3
+from filelock import FileLock
 
 from synq.config.pytorchcv_table import File
 from synq.errors import ArtifactError
@@ -126,18 +126,19 @@ def _difference(path: Path, file: File) -> str:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Wait until no other process brings the same file. The lock dies with its process."""
-    lock = path.with_name(f"{path.name}.lock")
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w", encoding="utf-8")  # noqa: SIM115
+        lock.acquire()
     except OSError as error:
         raise ArtifactError(
-            f"{lock} cannot be written: {error.strerror}; "
+            f"{lock.lock_file} cannot be written: {error.strerror}; "
             "let store name a folder that can, or has the file"
         ) from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _in_package(origin: str) -> Path:

@@ -16,7 +16,7 @@ import h5py
 import numpy
 
 from synq.errors import ArtifactError
-from synq.io.artifacts import FORMAT, atomic
+from synq.io.artifacts import KINDS, atomic, check_kind
 from synq.io.disk import Disk
 
 BLOCK = 512
@@ -43,7 +43,7 @@ def written(path: Path, kind: str) -> Iterator[h5py.File]:
         with Disk(temporary) as disk:
             options = {"track_order": True, "userblock_size": BLOCK}
             with h5py.File(disk, "w", **options) as file:
-                file.attrs["format"] = FORMAT
+                file.attrs["format"] = KINDS[kind].format
                 file.attrs["kind"] = kind
                 yield file
         seal(temporary)
@@ -63,7 +63,7 @@ def opened(path: Path, kind: str, remedy: str) -> h5py.File:
     with refusing(path, remedy):
         file = h5py.File(path, "r")
     with refusing(path, remedy, file):
-        _check_kind(file, kind)
+        check_kind(path, _record(file), kind)
     return file
 
 
@@ -81,12 +81,13 @@ def refusing(path: Path, remedy: str, file: "h5py.File | None" = None) -> Iterat
         closing.pop_all()  # all is well: it stays open
 
 
-def _check_kind(file: h5py.File, kind: str) -> None:
+def _record(file: h5py.File) -> dict[str, object]:
+    """What a file says that it is."""
     found, version = file.attrs.get("kind"), file.attrs.get("format")
-    if not isinstance(found, str) or found != kind:
-        raise ValueError(f"it holds no {kind}")
-    if not isinstance(version, numpy.integer) or version != FORMAT:
-        raise ValueError(f"it has format {version}, this program reads {FORMAT}")
+    if not isinstance(found, str):
+        raise ValueError("it does not say what it holds")  # noqa: TRY004
+    whole = isinstance(version, numpy.integer)
+    return {"kind": found, "format": int(version) if whole else version}
 
 
 def _check_seal(path: Path, remedy: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from synq.errors import ModelError, UserError, nearest, reason
+from synq.models.outputs import settle
 
 # pytorchcv.model_provider imports every family, and with one of them torchvision, whose compiled
 # part must match torch's. The families themselves need neither, so the one that defines the name
@@ -54,7 +55,9 @@ def checked(
         model = make()
         model.eval()
         with torch.no_grad():
-            logits = model(torch.zeros(2, channels, image_size, image_size))
+            generator = torch.Generator().manual_seed(0)
+            shape = (2, channels, image_size, image_size)
+            logits = settle(model, torch.rand(shape, generator=generator), classes, name)
     except UserError:
         raise
     except Exception as error:  # a network's own code raises whatever it likes
@@ -62,10 +65,10 @@ def checked(
             f"{name} cannot be built for {classes} classes of {channels}x{image_size}x"
             f"{image_size} images: {reason(error)}"
         ) from None
-    shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-    if shape != [2, classes]:
+    found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    if found != [2, classes]:
         raise ModelError(
-            f"{name} gives {shape} for 2 images of {image_size} px, not "
+            f"{name} gives {found} for 2 images of {image_size} px, not "
             f"[2, {classes}]; is image_size the size it was made for?"
         )
     return model

@@ -17,6 +17,7 @@ from synq.config.synthesis import Synthesis
 from synq.errors import ArtifactError, ConfigError
 from synq.io.artifacts import file_sha256, read_checkpoint, write_checkpoint
 from synq.models.build import frozen
+from synq.models.layout import LAYOUTS, arranged
 from synq.models.sources import construct
 from synq.models.weights import load_weights
 from synq.runtime.process import versions
@@ -46,8 +47,13 @@ def write_teacher(
     mean: Sequence[float],
     std: Sequence[float],
     origin: str,
+    memory_format: str = "channels_last",
+    output: Sequence[str] = (),
 ) -> None:
-    """Write a teacher as safetensors, with all that ``read_teacher`` needs to build it again."""
+    """Write a teacher as safetensors, with all that ``read_teacher`` needs to build it again.
+
+    ``memory_format`` is what ``layout_of`` says, ``output`` what ``told`` does.
+    """
     record = {
         "name": name,
         "source": settings.source,
@@ -59,6 +65,8 @@ def write_teacher(
         "mean": list(mean),
         "std": list(std),
         "origin": origin,
+        "memory_format": memory_format,
+        "output": list(output),
         "versions": versions(),
     }
     write_checkpoint(path, "teacher", tensors, record)
@@ -81,7 +89,7 @@ def read_teacher(path: Path, device: torch.device) -> Teacher:
         load_weights(model, tensors, str(path))
         return Teacher(
             # Channels last: a third less time a forward on a CPU (docs/experiments.md).
-            frozen(model).to(device=device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            arranged(frozen(model), record["memory_format"]).to(device),
             file_sha256(path),
             record["name"],
             record["classes"],
@@ -108,6 +116,7 @@ def _check_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, T
         values: Any = record.get(key)
         right = right and isinstance(values, list) and len(values) == record["channels"]
         right = right and all(type(v) in (int, float) and abs(v) < math.inf for v in values)
+    right = right and record.get("memory_format") in tuple(LAYOUTS)
     if not right or min(record["std"]) <= 0:
         raise ArtifactError(f"{path} has a record that does not fit its weights; make it again")
 

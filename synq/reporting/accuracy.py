@@ -1,6 +1,6 @@
 """How often a classifier is right, and signs that the test set is not the one it was made for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,22 @@ from torch import Tensor, nn
 SHARE_ABOVE_CHANCE = 0.1
 
 
-def confusion(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Tensor:
-    """Counts ``[classes, classes]``: row the label, column the largest logit of the images."""
-    device = next(model.parameters()).device
-    counts = torch.zeros(classes * classes, dtype=torch.long)
+def confusion(
+    models: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]], classes: int
+) -> Tensor:
+    """Counts ``[models, classes, classes]``: row the label, column the largest logit of the images.
+
+    Each batch is asked for once, and shown to all models, which are on one device.
+    """
+    device = next(models[0].parameters()).device
+    counts = torch.zeros(len(models), classes * classes, dtype=torch.long)
     with torch.inference_mode():
         for images, labels in batches:
-            predicted = model(images.to(device)).argmax(1).cpu()
-            counts += torch.bincount(labels * classes + predicted, minlength=classes * classes)
-    return counts.view(classes, classes)
+            seen = images.to(device)
+            for place, model in enumerate(models):
+                cells = labels * classes + model(seen).argmax(1).cpu()
+                counts[place] += torch.bincount(cells, minlength=classes * classes)
+    return counts.view(-1, classes, classes)
 
 
 def top1(counts: Tensor) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 
 from synq.config.finetune import Finetune
 from synq.errors import ModelError
+from synq.models.outputs import told
 from synq.models.structure import batchnorms, cam_layer, feature_blocks
 from synq.quantization.convert import packed_bytes, quantize
 from synq.quantization.coverage import examine, refuse
@@ -52,6 +53,7 @@ def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
         **dataclasses.asdict(anatomy),
         "shared_activations": anatomy.shared_activations,
         "inputs": dict(Counter(layer.input for layer in layers if layer.calls)),
+        "output": told(model),
         "prior": "patches" if by_patches else "batchnorm",
         "cam_layer": layer,
         "feature_blocks": blocks,

@@ -1,13 +1,13 @@
 """Which GPU a process takes where there are several: locks that die with the process."""
 
-import fcntl
 import functools
 import itertools
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 # Set where a scheduler or the user has chosen: CUDA, ROCm, Slurm, PBS, LSF, Grid Engine.
 CHOSEN = (
@@ -17,12 +17,12 @@ CHOSEN = (
 
 
 @functools.cache  # a process chooses once, and what is kept here keeps its lock
-def take(devices: tuple[int, ...]) -> tuple[int, IO[str] | None]:
-    """The device that the fewest processes have, the first among equals, and its locked file.
+def take(devices: tuple[int, ...]) -> tuple[int, FileLock | None]:
+    """The device that the fewest processes have, the first among equals, and its lock.
 
     Nobody waits for a device: where all are taken, they are shared, and a line says so. The
     processes that torchrun starts together take different ones even then. Only processes of the
-    same user on the same machine see one another. There is no file where a scheduler has chosen,
+    same user on the same machine see one another. There is no lock where a scheduler has chosen,
     or where none can be written.
     """
     place = int(os.environ.get("LOCAL_RANK", "0")) % len(devices)
@@ -30,18 +30,17 @@ def take(devices: tuple[int, ...]) -> tuple[int, IO[str] | None]:
         return devices[place], None
     try:
         folder = _folder()
-        with open(folder / "choosing", "w", encoding="utf-8") as choosing:
-            fcntl.flock(choosing, fcntl.LOCK_EX)  # one at a time counts and takes
+        with FileLock(folder / "choosing"):  # one at a time counts and takes
             mates, others, device, seat = min(_seat(folder, device) for device in devices)
-            file = open(seat, "w", encoding="utf-8")  # noqa: SIM115
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            print(_team(), end="", file=file, flush=True)
+            lock = FileLock(folder / seat)
+            lock.acquire(timeout=0)
+            _mark(folder, seat)
     except OSError as error:
         _say(f"cuda:{devices[place]}, not locked: {error}")
         return devices[place], None
     shared = f", shared: other processes that have it: {mates + others}"
     _say(f"cuda:{device}" + shared * bool(mates + others))
-    return device, file
+    return device, lock
 
 
 def _team() -> str:
@@ -62,18 +61,32 @@ def _folder() -> Path:
     return folder
 
 
-def _seat(folder: Path, device: int) -> tuple[int, int, int, Path]:
-    """A device's processes of the own team and others, its number, a file that nobody locked."""
-    mates, others, free = 0, 0, None
-    for number in itertools.count():
-        seat = folder / f"gpu{device}-{number}"
-        if not seat.exists():
-            break
-        with open(seat, "r+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _seat(folder: Path, device: int) -> tuple[int, int, int, str]:
+    """A device's processes of the own team and others, its number, a lock that nobody has."""
+    start = f"gpu{device}-"
+    mates, others, free = 0, 0, ""
+    taken = {path.name for path in folder.glob(f"{start}*")}
+    for seat in sorted(taken):
+        try:
+            with FileLock(folder / seat).acquire(timeout=0):
                 free = free or seat
-            except BlockingIOError:
-                own = bool(_team()) and file.read() == _team()
-                mates, others = mates + own, others + (not own)
-    return mates, others, device, free or seat
+        except Timeout:
+            own = bool(_team()) and _team_of(folder, seat) == _team()
+            mates, others = mates + own, others + (not own)
+    unused = (f"{start}{number}" for number in itertools.count())
+    return mates, others, device, free or next(seat for seat in unused if seat not in taken)
+
+
+def _mark(folder: Path, seat: str) -> None:
+    """Write beside a lock of which team its process is; in the lock's own file nothing lasts."""
+    if _team():
+        (folder / f"team-{seat}").write_text(_team(), "utf-8")
+    else:
+        (folder / f"team-{seat}").unlink(missing_ok=True)
+
+
+def _team_of(folder: Path, seat: str) -> str:
+    try:
+        return (folder / f"team-{seat}").read_text("utf-8")
+    except FileNotFoundError:
+        return ""

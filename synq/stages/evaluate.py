@@ -1,25 +1,31 @@
 """Accuracy of the teacher, and of a run's students, on the real test images."""
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from synq.config.evaluation import Evaluation
 from synq.config.images import TestSet
 from synq.data.datasets import Images, read
 from synq.errors import DataError
-from synq.io.artifacts import FORMAT, read_json, write_json
+from synq.io.artifacts import read_json, write_json
 from synq.io.shards import ShardSet, split
-from synq.io.snapshots import Snapshots
+from synq.io.students import Students
 from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.convert import packed_bytes
 from synq.quantization.student import check_teacher, recipe_of, student_of
 from synq.reporting.accuracy import confusion, doubt, top1
 from synq.runtime.process import prepare, versions
 from synq.runtime.progress import progress
+
+# Bytes of the students that see the images at once: whoever has more of them, decodes them again.
+TOGETHER = 1 << 29
+
 
 AGREEMENT = "no test set: the percentages are agreement with the teacher on synthetic images"
 
@@ -32,13 +38,12 @@ def evaluate_teacher(
     accuracy, warning, count = None, "", 0
     if test.dataset != "none":
         images = _test_images(network, test)
-        counts = _confusion(network.model, network, images, settings)
+        (counts,) = _confusion([network.model], network, images, settings)
         accuracy, warning, count = top1(counts), doubt(counts), len(images)
     write_json(
         output,
+        "teacher metrics",
         {
-            "kind": "teacher metrics",
-            "format": FORMAT,
             "model": network.name,
             "teacher_sha256": network.sha256,
             "top1": accuracy,
@@ -74,34 +79,33 @@ def evaluate_run(
     """
     network = read_teacher(teacher, prepare(device, threads))
     reference = read_json(teacher_metrics, "teacher metrics")
-    with Snapshots(snapshots) as students:
-        record = students.record
-        check_teacher(record, network, snapshots)
-        if test.dataset == "none":
-            shard_set = ShardSet([shard_folder / path for path in shards], network.sha256)
-            images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
-        else:
-            images = _test_images(network, test)
-        student = student_of(network, recipe_of(record, snapshots))
-        student.to(next(network.model.parameters()).device)
-        accuracies: dict[int, float] = {}
-        for epoch in progress(students.epochs, "students"):
-            student.load_state_dict(students.student(epoch))
-            accuracies[epoch] = top1(_confusion(student, network, images, settings))
+    students = Students(snapshots)
+    record = students.record
+    check_teacher(record, network, snapshots)
+    if test.dataset == "none":
+        shard_set = ShardSet([shard_folder / path for path in shards], network.sha256)
+        images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
+    else:
+        images = _test_images(network, test)
+    student = student_of(network, recipe_of(record, snapshots))
+    student.to(next(network.model.parameters()).device)
+    accuracies: dict[int, float] = {}
+    for epochs in _groups(students.epochs, student):
+        models = [_loaded(student, students.student(epoch)) for epoch in epochs]
+        counts = _confusion(models, network, images, settings)
+        accuracies |= {epoch: top1(own) for epoch, own in zip(epochs, counts, strict=True)}
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
     def of(epoch: int) -> dict[str, float]:
         return {"epoch": epoch, "top1": accuracies[epoch]}
 
     metrics: dict[str, Any] = {
-        "kind": "metrics",
-        "format": FORMAT,
         **{
             key: record[key]
             for key in ("model", "bits", "method", "seed", "images", "image_set", "shards")
         },
         "teacher_sha256": network.sha256,
-        "snapshots_checksum": students.checksum,
+        "students_checksum": students.checksum,
         "teacher": {key: reference[key] for key in ("top1", "weight_bytes")},
         "remark": "; ".join(_remarks(record, test, reference)),
         "calibrated": of(0),
@@ -117,7 +121,7 @@ def evaluate_run(
         "settings": {key: record[key] for key in ("calibration", "finetune")},
         "versions": versions(),
     }
-    write_json(output, metrics)
+    write_json(output, "metrics", metrics)
     shown = {key: metrics[key]["top1"] for key in ("calibrated", "last", "selected")}
     print(", ".join(f"{key} {value:.2f} %" for key, value in shown.items()))
     if metrics["remark"]:
@@ -170,8 +174,22 @@ def _held_out(network: Teacher, shards: ShardSet, holdout: float, settings: Eval
     return dataclasses.replace(images, labels=torch.cat(labels))
 
 
+def _groups(epochs: Sequence[int], student: nn.Module) -> list[Sequence[int]]:
+    """The epochs in groups whose students together take ``TOGETHER`` bytes at most."""
+    size = max(1, TOGETHER // sum(t.nbytes for t in student.state_dict().values()))
+    return [epochs[start : start + size] for start in range(0, len(epochs), size)]
+
+
+def _loaded(student: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    own = copy.deepcopy(student)
+    own.load_state_dict(state)
+    return own
+
+
 def _confusion(
-    model: torch.nn.Module, network: Teacher, images: Images, settings: Evaluation
+    models: Sequence[nn.Module], network: Teacher, images: Images, settings: Evaluation
 ) -> torch.Tensor:
-    batches = images.batches(settings.evaluation_batch_size, network.mean, network.std)
-    return confusion(model, batches, network.classes)
+    size = settings.evaluation_batch_size
+    batches = images.batches(size, network.mean, network.std)
+    shown = progress(batches, "evaluation", -(-len(images) // size))
+    return confusion(models, shown, network.classes)

@@ -13,7 +13,7 @@ from torch import nn
 
 from synq.config.export import Export
 from synq.errors import ConfigError, ModelError
-from synq.io.artifacts import FORMAT, atomic, file_sha256, write_json
+from synq.io.artifacts import atomic, file_sha256, write_json
 from synq.io.shards import ShardSet
 from synq.models.teacher import read_teacher
 from synq.quantization.onnx import batch_of, to_onnx
@@ -74,9 +74,8 @@ def export_student(
             )
     write_json(
         record,
+        "export",
         {
-            "kind": "export",
-            "format": FORMAT,
             **about,
             "onnx_sha256": file_sha256(output),
             "onnx_bytes": output.stat().st_size,

@@ -7,6 +7,8 @@ from synq.config import pytorchcv_table as zoo
 from synq.config.model import Model
 from synq.errors import ConfigError
 from synq.io.download import bring, stored
+from synq.models.layout import layout_of
+from synq.models.outputs import told
 from synq.models.sources import construct, torchvision_keys, torchvision_weights
 from synq.models.teacher import write_teacher
 from synq.models.weights import load_weights, read_weights
@@ -66,6 +68,10 @@ def _write(
     note = load_weights(model, tensors, origin)
     if note:
         print(note)
+    changes = told(model)
+    if changes:
+        print(f"the logits are {', '.join(changes)}")
+    image_shape = (settings.channels, settings.image_size, settings.image_size)
     write_teacher(
         output,
         model.state_dict(),
@@ -74,4 +80,6 @@ def _write(
         mean=settings.mean,
         std=settings.std,
         origin=f"{origin} {digest}",
+        memory_format=layout_of(model, image_shape),
+        output=changes,
     )

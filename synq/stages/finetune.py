@@ -15,7 +15,7 @@ from synq.finetuning.resume import Work
 from synq.finetuning.training import Progress, finetune, terminations
 from synq.io.artifacts import write_checkpoint
 from synq.io.shards import ShardSet
-from synq.io.snapshots import write_snapshots
+from synq.io.students import write_students
 from synq.models.teacher import read_teacher
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import packed_bytes
@@ -160,6 +160,6 @@ def _finish(
         "history": state.history,
         "weight_bytes": weight_bytes,
     }
-    write_snapshots(snapshots, summary, work.students(epochs))
+    write_students(snapshots, summary, work.students(epochs))
     write_checkpoint(output, "student", work.student(selected), {**summary, "epoch": selected})
     work.clear()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from synq.io.artifacts import FORMAT, write_json
+from synq.io.artifacts import write_json
 from synq.models.teacher import read_teacher
 from synq.quantization.trace import QUANTIZED
 from synq.reporting.inspection import inspect_model
@@ -24,15 +24,13 @@ def inspect(*, teacher: Path, json: Path | None) -> int:
     found = inspect_model(network.model, network.image_shape)
     if json is not None:
         about = {
-            "kind": "inspection",
-            "format": FORMAT,
             "model": network.name,
             "teacher_sha256": network.sha256,
             "input": list(network.image_shape),
             "classes": network.classes,
             "versions": versions(),
         }
-        write_json(json, {**about, **found})
+        write_json(json, "inspection", {**about, **found})
     print(f"{network.name}: images of {_shape(network.image_shape)}, {network.classes} classes\n")
     print(tabulate(rows(found), HEADERS, disable_numparse=True, colalign=_alignment()))
     print("\n" + tabulate(facts(found), tablefmt="plain", disable_numparse=True) + "\n")
@@ -75,6 +73,7 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     exact = [f"{count} {origin or 'unknown'}" for origin, count in inputs.items()]
     by_patches = found["prior"] == "patches"
     instead = "none: images " + ("by patch similarity" if by_patches else "cannot be synthesized")
+    told = [("output", ", ".join(found["output"]))] if found["output"] else []
     sizes = [f"{size / 1000:,.1f} at {bits}" for bits, size in found["bytes"].items()]
     return [
         ("BatchNorm layers", str(norms) if norms else instead),
@@ -83,6 +82,7 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             "feature alignment",
             f"{blocks} blocks" if blocks else "no block: finetune.feature_weight must be 0",
         ),
+        *told,
         ("inputs of the layers", f"{quantized} quantized; in full precision {', '.join(exact)}"),
         ("gates, in full precision", _some(gates)),
         ("others in full precision", _some([*others, *called])),

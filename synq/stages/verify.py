@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from synq.config.plan import shard_name
-from synq.errors import ArtifactError, ConfigError
-from synq.io.artifacts import file_sha256, read_checkpoint, read_json
+from synq.errors import ArtifactError, ConfigError, FormatError
+from synq.io.artifacts import FORMER, file_sha256, read_checkpoint, read_json
 from synq.io.hdf5 import refusing
 from synq.io.shards import REMEDY, open_shard
-from synq.io.snapshots import Snapshots
+from synq.io.students import Students
 
 FOLDERS = ("models", "synthetic", "runs")
+KINDS = ("damaged", "stale", "older", "left over")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: damaged, stale, or left over by a job that was killed."""
+    """One thing that is wrong.
+
+    It is damaged, stale, of an older version of the program, or left over by a job that was killed.
+    """
 
     kind: str
     path: Path
@@ -52,6 +56,9 @@ class Walk:
         self.files += 1
         try:
             return read()
+        except FormatError as error:
+            self.find("older", path, str(error))
+            return None
         except ArtifactError as error:
             self.find("damaged", path, str(error))
             return None
@@ -69,7 +76,7 @@ class Walk:
 
 
 def verify(*, results: Path) -> int:
-    """Print what is wrong below ``results``; 1 if something is damaged or stale, else 0."""
+    """Print what is wrong below ``results``; 1 unless all is well or left over, else 0."""
     if not results.is_dir():
         raise ConfigError(f"{results} is not a folder; name the folder of results")
     if not any((results / name).is_dir() for name in FOLDERS):
@@ -83,22 +90,25 @@ def verify(*, results: Path) -> int:
         _shard(walk, path)
     for path in sorted(results.glob("runs/*/*/*/*")):
         _run(walk, path)
+    for former, name in FORMER.items():
+        for path in sorted(results.glob(f"runs/*/*/*/*/{former}")):
+            walk.find("older", path, f"is of an older layout; delete it, {name} takes its place")
     for path in _left_over(results):
         walk.find("left over", path, "is of a job that was killed or still runs")
     for finding in walk.findings:
         print(finding)
     kinds = [finding.kind for finding in walk.findings]
-    counts = [f"{kinds.count(kind)} {kind}" for kind in ("damaged", "stale", "left over")]
+    counts = [f"{kinds.count(kind)} {kind}" for kind in KINDS]
     print(f"{results}: {walk.files} files checked, {', '.join(counts)}")
     return int(any(kind != "left over" for kind in kinds))
 
 
 def _teacher(walk: Walk, path: Path) -> None:
     model = path.parent.name
-    read = walk.opened(path, lambda: (read_checkpoint(path, "teacher")[1], file_sha256(path)))
-    if read is None:
+    record = walk.opened(path, lambda: read_checkpoint(path, "teacher")[1])
+    if record is None:
         return
-    record, walk.teachers[model] = read
+    walk.teachers[model] = file_sha256(path)
     walk.check(path, record, name=model)
     download = path.with_name("download")
     origin = str(record.get("origin"))
@@ -137,7 +147,7 @@ def _shard(walk: Walk, path: Path) -> None:
 
 def _run(walk: Walk, folder: Path) -> None:
     """The files of one run; those that are missing are not made yet, which is no finding."""
-    student, snapshots = folder / "student.safetensors", folder / "snapshots.h5"
+    student, snapshots = folder / "student.safetensors", folder / "students.safetensors"
     record = kept = None
     if snapshots.exists():
         kept = walk.opened(snapshots, lambda: _snapshots(snapshots))
@@ -148,17 +158,19 @@ def _run(walk: Walk, folder: Path) -> None:
     if record is not None:
         _student(walk, student, record)
     if kept is not None and record is not None:
-        shared = {key: value for key, value in kept.items() if key != "checksum"}
+        shared = {k: v for k, v in kept.items() if k not in ("kind", "format", "checksum")}
         own = {key: record.get(key) for key in shared}
         if json.dumps(own, sort_keys=True) != json.dumps(shared, sort_keys=True):
-            walk.find("stale", student, "and snapshots.h5 beside it are of two runs")
+            walk.find("stale", student, "and students.safetensors beside it are of two runs")
     _metrics(walk, folder / "metrics.json", kept)
     _export(walk, folder)
 
 
 def _snapshots(path: Path) -> dict[str, Any]:
-    with Snapshots(path) as students:
-        return {**students.record, "checksum": students.checksum}
+    students = Students(path)
+    for epoch in students.epochs:
+        students.student(epoch)
+    return {**students.record, "checksum": students.checksum}
 
 
 def _student(walk: Walk, path: Path, record: Mapping[str, Any]) -> None:
@@ -189,8 +201,10 @@ def _metrics(walk: Walk, path: Path, kept: Mapping[str, Any] | None) -> None:
     if metrics is None:
         return
     _place(walk, path, metrics)
-    if kept is not None and metrics.get("snapshots_checksum") != kept["checksum"]:
-        walk.find("stale", path, "measured other students than those in snapshots.h5 beside it")
+    if kept is not None and metrics.get("students_checksum") != kept["checksum"]:
+        walk.find(
+            "stale", path, "measured other students than those in students.safetensors beside it"
+        )
 
 
 def _export(walk: Walk, folder: Path) -> None:

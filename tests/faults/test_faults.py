@@ -230,7 +230,7 @@ def test_a_clock_that_was_set_back_costs_nothing(workflow: Workflow) -> None:
     inputs += [str(path.relative_to(workflow.root)) for path in (workflow.root / HARD).glob("*.h5")]
     for path in inputs:
         os.utime(workflow.root / path, (later, later))
-    names = ("student.safetensors", "snapshots.h5", "metrics.json", "student.onnx")
+    names = ("student.safetensors", "students.safetensors", "metrics.json", "student.onnx")
     whole = [workflow.bytes(f"{SYNQ}/{name}") for name in names]
     shutil.rmtree(workflow.root / SYNQ)
     ran = workflow.run()
@@ -296,7 +296,7 @@ def test_a_shard_of_an_older_format_is_refused(
     seal(workflow.root / SHARD)
     code, line = finetuned(workflow)
     assert code == 2
-    assert f"{SHARD} is damaged (it has format 0, this program reads 2); delete it" in line
+    assert f"{SHARD} is a shard file of format 0, this program reads 2; delete it" in line
     assert verified(workflow, capsys)[0] == 1
 
 
@@ -311,5 +311,5 @@ def test_a_fine_tuning_on_a_full_disk_goes_on_where_there_is_room(workflow: Work
     assert " cannot be written: File too large" in line
     assert not list((workflow.root / "parts").rglob("*.tmp.*"))
     assert (run("parts")[0], run("whole")[0]) == (0, 0)
-    for name in ("student.safetensors", "snapshots.h5"):
+    for name in ("student.safetensors", "students.safetensors"):
         assert workflow.bytes(f"parts/{name}") == workflow.bytes(f"whole/{name}")

@@ -223,17 +223,44 @@ def test_a_user_error_is_told_and_a_bug_keeps_its_traceback(capsys, monkeypatch,
             cli.main(arguments)
 
 
-def test_inputs_that_are_newer_than_the_clock_get_the_present_time(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def ahead(tmp_path, monkeypatch):
+    """Files from an hour after now, and one of before, in a folder of results and outside."""
     now = time.time()
-    ages = {"ahead.json": -3600, "before.json": 3600, "benchmarks": -3600}
-    for name, age in ages.items():
-        (tmp_path / name).touch() if name.endswith(".json") else (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (now - age, now - age))
+    for name in ("results/ahead.json", "own.json", "linked.json", "results/before.json"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        age = 3600 if path.stem == "before" else -3600
+        os.utime(path, (now - age, now - age))
+    (tmp_path / "results/link.json").symlink_to(tmp_path / "linked.json")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tables, "write_accuracy", lambda **_: None)
-    arguments = ["--metrics", "ahead.json", "before.json", "none", "--benchmarks", "benchmarks"]
-    assert cli.main(["tables", *arguments, "--output", "table"]) == 0
-    assert now - 1 <= os.path.getmtime("ahead.json") <= time.time()
-    assert os.path.getmtime("before.json") == pytest.approx(now - 3600)
-    assert os.path.getmtime("benchmarks") == pytest.approx(now + 3600)  # no file that a rule names
-    assert capsys.readouterr().err == "ahead.json was newer than the clock\n"
+    return now
+
+
+def tabulated():
+    names = ["ahead.json", "before.json", "link.json", "none", "../own.json"]
+    words = ["--metrics", *names, "--run-folder", "results", "--benchmarks", "results"]
+    assert cli.main(["tables", *words, "--output", "table"]) == 0
+
+
+def test_results_that_are_newer_than_the_clock_get_the_present_time(ahead, monkeypatch, capsys):
+    monkeypatch.setenv("SYNQ_RESULTS", os.path.abspath("results"))
+    os.utime("results", (ahead + 3600,) * 2)
+    tabulated()
+    assert ahead - 1 <= os.path.getmtime("results/ahead.json") <= time.time()
+    assert os.path.getmtime("results/before.json") == pytest.approx(ahead - 3600)
+    assert os.path.getmtime("results") == pytest.approx(ahead + 3600)  # no file that a rule names
+    assert capsys.readouterr().err == "results/ahead.json was newer than the clock\n"
+    # Other files are the user's own, behind a link in the results too.
+    assert os.path.getmtime("own.json") == pytest.approx(ahead + 3600)
+    assert os.path.getmtime("linked.json") == pytest.approx(ahead + 3600)
+
+
+def test_a_command_by_hand_leaves_the_times_of_its_inputs(ahead, monkeypatch, capsys):
+    monkeypatch.delenv("SYNQ_RESULTS", raising=False)
+    tabulated()
+    for name in ("results/ahead.json", "own.json", "linked.json"):
+        assert os.path.getmtime(name) == pytest.approx(ahead + 3600)
+    assert capsys.readouterr().err == ""

@@ -47,7 +47,12 @@ def finetune(made, tmp_path, shard, *more):
     return [
         *("finetune", "--teacher", made / "one.safetensors", "--shards", shard),
         *("--bits", "w4a4", "--method", "m", "--image-set", "i", "--seed", "0"),
-        *("--output", tmp_path / "student.safetensors", "--snapshots", tmp_path / "snapshots.h5"),
+        *(
+            "--output",
+            tmp_path / "student.safetensors",
+            "--snapshots",
+            tmp_path / "students.safetensors",
+        ),
         *("--epochs", "1", "--batch-size", "4", "--device", "cpu", *more),
     ]
 
@@ -112,7 +117,7 @@ def test_a_fine_tuning_that_only_hurts_is_remarked(made, tmp_path, capsys):
     words = ["evaluate-teacher", *common, "--output", reference]
     assert main([str(word) for word in words]) == 0
     words = ["evaluate", *common, "--teacher-metrics", reference, "--output", output]
-    words += ["--snapshots", tmp_path / "snapshots.h5"]
+    words += ["--snapshots", tmp_path / "students.safetensors"]
     assert main([str(word) for word in words]) == 0
     metrics = read_json(output, "metrics")
     assert metrics["selected"]["epoch"] == 0

@@ -341,7 +341,7 @@ def test_the_printed_command_makes_the_same_student_by_hand(workflow: Workflow) 
     assert f"--output {SYNQ}/student.safetensors" in command
     ran = process(["bash", "-c", command.replace(SYNQ, "byhand")], workflow.root, {})
     assert ran.returncode == 0, ran.stdout
-    for name in ("student.safetensors", "snapshots.h5"):
+    for name in ("student.safetensors", "students.safetensors"):
         assert workflow.bytes(f"byhand/{name}") == workflow.bytes(f"{SYNQ}/{name}")
 
 
@@ -387,7 +387,7 @@ def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_student(
     assert code == 0, text
     steps = " and 1 steps" if sent == signal.SIGTERM else ""
     assert f"going on after epoch 1{steps}" in text.splitlines()
-    for name in ("student.safetensors", "snapshots.h5"):
+    for name in ("student.safetensors", "students.safetensors"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
     assert not (parts / "student.work").exists()
 

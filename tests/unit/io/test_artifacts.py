@@ -1,5 +1,6 @@
 """Files between stages: whole or not at all, and refused when they are not what they should be."""
 
+import json
 import os
 import pickle
 import stat
@@ -8,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from synq.errors import ArtifactError
+from synq.cli import COMMANDS
+from synq.errors import ArtifactError, FormatError
 from synq.io.artifacts import (
+    KINDS,
     atomic,
     file_sha256,
     read_checkpoint,
@@ -72,7 +75,7 @@ def test_atomic_leaves_nothing_after_an_exception_before_anything_was_written(tm
 def test_the_mode_of_a_file_follows_the_umask(tmp_path, mask, mode):
     old = os.umask(mask)
     try:
-        write_json(tmp_path / "file.json", {})
+        write_json(tmp_path / "file.json", "metrics", {})
         write_checkpoint(tmp_path / "file.safetensors", "student", TENSORS, {})
         assert os.umask(mask) == mask
     finally:
@@ -136,17 +139,19 @@ def test_what_is_no_safetensors_is_refused(tmp_path, content):
 
 def test_a_checkpoint_of_another_kind_is_refused(checkpoint):
     text = refusal(read_checkpoint, checkpoint, "teacher")
-    assert "is not a teacher of format 2" in text
+    assert text.endswith(
+        "is not a teacher file of this program; delete it and run fetch, fetch-zoo or train again"
+    )
 
 
 @pytest.mark.parametrize(
     "metadata",
-    [None, {"other": "x"}, {"synq": "{}"}, {"synq": '{"kind": "student", "format": 1}'}],
+    [None, {"other": "x"}, {"synq": "{}"}, {"synq": "[]"}, {"synq": '{"kind": ["student"]}'}],
 )
-def test_a_checkpoint_of_another_program_or_format_is_refused(tmp_path, metadata):
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, metadata):
     path = tmp_path / "file"
     save_file(TENSORS, path, metadata)
-    assert "is not a student of format 2" in refusal(read_checkpoint, path, "student")
+    assert "is not a student file of this program" in refusal(read_checkpoint, path, "student")
 
 
 def test_a_checkpoint_whose_record_is_no_json_is_refused(tmp_path):
@@ -157,9 +162,10 @@ def test_a_checkpoint_whose_record_is_no_json_is_refused(tmp_path):
 
 def test_json_comes_back_as_it_was_and_is_readable(tmp_path):
     path = tmp_path / "file.json"
-    content = {"kind": "metrics", "format": 2, "name": "größer", "values": [0.1, 1e-300]}
-    write_json(path, content)
-    assert read_json(path, "metrics") == content
+    content = {"name": "größer", "values": [0.1, 1e-300]}
+    write_json(path, "metrics", content)
+    about = {"kind": "metrics", "format": KINDS["metrics"].format}
+    assert read_json(path, "metrics") == {**about, **content}
     assert path.read_text("utf-8").startswith('{\n  "checksum": "')
     assert path.read_text("utf-8").endswith("}\n")
 
@@ -168,7 +174,7 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
     path = tmp_path / "file.json"
     path.write_text("old")
     with pytest.raises(TypeError):
-        write_json(path, {"a": {1, 2}})
+        write_json(path, "metrics", {"a": {1, 2}})
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.json"]
 
@@ -186,9 +192,39 @@ def test_truncated_json_and_other_bytes_are_refused(tmp_path, content):
 
 @pytest.mark.parametrize(
     "content",
-    [b"[]", b"null", b"{}", b'{"kind": "other", "format": 2}', b'{"kind": "metrics", "format": 1}'],
+    [b"[]", b"null", b"{}", b'{"kind": "other", "format": 3}', b'{"kind": {}, "format": 3}'],
 )
-def test_json_of_another_kind_or_format_is_refused(tmp_path, content):
+def test_json_of_another_kind_is_refused(tmp_path, content):
     path = tmp_path / "file.json"
     path.write_bytes(content)
-    assert "is not a metrics of format 2" in refusal(read_json, path, "metrics")
+    assert "is not a metrics file of this program" in refusal(read_json, path, "metrics")
+
+
+OTHER_FORMATS = [1, 99, 0, None, "3", True, 3.0]
+
+
+@pytest.mark.parametrize("number", OTHER_FORMATS)
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_a_checkpoint_of_another_format_is_refused_before_it_is_read(tmp_path, number, kind):
+    path = tmp_path / "file"
+    save_file(TENSORS, path, {"synq": json.dumps({"kind": kind, "format": number})})
+    with pytest.raises(FormatError) as caught:
+        read_checkpoint(path, kind)
+    assert str(caught.value) == (
+        f"{path} is a {kind} file of format {number}, this program reads {KINDS[kind].format}; "
+        f"delete it and run {KINDS[kind].command} again"
+    )
+
+
+@pytest.mark.parametrize("number", OTHER_FORMATS)
+def test_json_of_another_format_is_refused(tmp_path, number):
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps({"kind": "metrics", "format": number}))
+    with pytest.raises(FormatError, match="delete it and run evaluate again"):
+        read_json(path, "metrics")
+
+
+def test_every_kind_is_made_by_a_command():
+    for kind in KINDS.values():
+        words = kind.command.replace(" or ", ", ").split(", ")
+        assert set(words) <= set(COMMANDS)

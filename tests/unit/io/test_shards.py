@@ -202,7 +202,7 @@ def test_another_format_version_is_refused(shard, version):
         del file.attrs["format"]
         if version:
             file.attrs["format"] = version
-    assert f"has format {version}, this program reads 2" in refusal(shard)
+    assert f"is a shard file of format {version}, this program reads 2" in refusal(shard)
 
 
 def test_the_images_of_another_teacher_are_refused(tmp_path, shard):
@@ -288,9 +288,9 @@ def test_an_hdf5_file_of_something_else_is_refused(tmp_path):
     with h5py.File(path, "w") as file:
         file["images"] = numpy.zeros(3)
     assert "is HDF5 that another program wrote" in refusal(path)
-    with written(path, "snapshots") as file:
+    with written(path, "student") as file:
         file["images"] = numpy.zeros(3)
-    assert "is damaged (it holds no shard)" in refusal(path)
+    assert "is not a shard file of this program" in refusal(path)
 
 
 def test_a_shard_that_cannot_be_written_leaves_the_old_one(shard):

@@ -10,7 +10,12 @@ def test_confusion_counts_labels_by_answers_over_all_batches():
     nn.init.eye_(model[1].weight)
     images = torch.eye(3).view(3, 3, 1, 1)
     batches = [(images, torch.tensor([0, 1, 0])), (images[:1], torch.tensor([0]))]
-    counts = confusion(model, batches, 3)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False))
+    nn.init.zeros_(other[1].weight)
+    asked = iter(batches)
+    counts, others = confusion([model, other], asked, 3)
+    assert next(asked, None) is None
+    assert others.tolist() == [[3, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert counts.tolist() == [[2, 0, 1], [0, 1, 0], [0, 0, 0]]
     assert top1(counts) == pytest.approx(75.0)
 

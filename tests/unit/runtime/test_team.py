@@ -13,7 +13,7 @@ from synq.config.model import Model
 from synq.config.synthesis import Synthesis
 from synq.io.artifacts import file_sha256, read_checkpoint
 from synq.io.shards import write_shard
-from synq.io.snapshots import Snapshots
+from synq.io.students import Students
 from synq.models.teacher import Teacher, shard_record, write_teacher
 from synq.runtime.team import Team
 
@@ -40,7 +40,8 @@ def made(tmp_path_factory):
 
 def words(made, output, *more):
     files = ["--teacher", made / "teacher.safetensors", "--shards", made / "s.h5"]
-    files += ["--output", output / "student.safetensors", "--snapshots", output / "snapshots.h5"]
+    files += ["--output", output / "student.safetensors"]
+    files += ["--snapshots", output / "students.safetensors"]
     named = ["--bits", "w4a4", "--method", "synq", "--image-set", "hard", "--seed", "3"]
     place = ["--device", "cpu", "--threads", "1"]
     return [str(word) for word in ["finetune", *files, *named, *SETTINGS, *place, *more]]
@@ -49,8 +50,8 @@ def words(made, output, *more):
 def moved(made, output):
     """How far each parameter went from the teacher's in all epochs, in one vector; the history."""
     start, _ = read_checkpoint(made / "teacher.safetensors", "teacher")
-    with Snapshots(output / "snapshots.h5") as snapshots:
-        end, history = snapshots.student(2), snapshots.record["history"]
+    snapshots = Students(output / "students.safetensors")
+    end, history = snapshots.student(2), snapshots.record["history"]
     names = [name for name in start if name.split(".")[-1] in ("weight", "bias")]
     return torch.cat([(end[name] - start[name]).flatten() for name in names]), history
 

@@ -62,7 +62,7 @@ def finetuned(root, **changes):
         calibration=Calibration(),
         settings=Finetune(epochs=1, holdout=0, cam="off", **changes),
         output=root / RUN / "student.safetensors",
-        snapshots=root / RUN / "snapshots.h5",
+        snapshots=root / RUN / "students.safetensors",
         **HERE,
     )
 
@@ -78,7 +78,7 @@ def evaluated(root):
     evaluate_teacher(output=reference, **common)
     evaluate_run(
         teacher_metrics=reference,
-        snapshots=root / RUN / "snapshots.h5",
+        snapshots=root / RUN / "students.safetensors",
         shards=[],
         shard_folder=Path(),
         output=root / RUN / "metrics.json",
@@ -126,7 +126,7 @@ def verified(capsys, code):
     assert not captured.err
     *findings, summary = captured.out.splitlines()
     counted = [int(part.split()[0]) for part in summary.split(", ")[1:]]
-    kinds = ("damaged", "stale", "left over")
+    kinds = ("damaged", "stale", "older", "left over")
     assert counted == [sum(line.startswith(f"{kind}: ") for line in findings) for kind in kinds]
     assert all("results/" in line for line in findings)
     return findings
@@ -135,7 +135,7 @@ def verified(capsys, code):
 def test_a_whole_folder_has_no_finding(results, capsys):
     assert cli.main(["verify", "results"]) == 0
     out = capsys.readouterr().out
-    assert out == f"results: {FILES} files checked, 0 damaged, 0 stale, 0 left over\n"
+    assert out == f"results: {FILES} files checked, 0 damaged, 0 stale, 0 older, 0 left over\n"
 
 
 def test_what_is_not_there_or_no_results_is_bad_usage(tmp_path, capsys):
@@ -148,7 +148,7 @@ EVERY = [
     TEACHER,
     "models/net/metrics.json",
     *SHARDS,
-    *(f"{RUN}/{name}" for name in ("student.safetensors", "snapshots.h5", "metrics.json")),
+    *(f"{RUN}/{name}" for name in ("student.safetensors", "students.safetensors", "metrics.json")),
     *(f"{RUN}/{name}" for name in ("export.json", "student.onnx")),
 ]
 OTHER_STUDENT = (
@@ -225,7 +225,7 @@ def test_students_of_other_or_missing_shards_are_stale(results, capsys, gone):
     assert findings == [
         f"stale: results/{RUN}/{name} was made from images that are gone: "
         f"there is {what} {SHARDS[1]}"
-        for name in ("snapshots.h5", "student.safetensors")
+        for name in ("students.safetensors", "student.safetensors")
     ]
 
 
@@ -234,8 +234,8 @@ def test_metrics_of_other_students_are_stale(results, capsys):
     line, export = verified(capsys, 1)
     assert export == OTHER_STUDENT
     assert line == (
-        f"stale: results/{RUN}/metrics.json measured other students than those in snapshots.h5 "
-        "beside it"
+        f"stale: results/{RUN}/metrics.json measured other students than those in "
+        "students.safetensors beside it"
     )
 
 
@@ -245,7 +245,7 @@ def test_a_student_of_another_run_than_its_snapshots_is_stale(results, capsys):
     record["finetune"]["learning_rate"] = 1.0
     write_checkpoint(path, "student", tensors, record)
     line, export = verified(capsys, 1)
-    assert line.endswith("and snapshots.h5 beside it are of two runs")
+    assert line.endswith("and students.safetensors beside it are of two runs")
     assert export == OTHER_STUDENT
 
 
@@ -255,7 +255,7 @@ def test_files_in_the_place_of_others_are_stale(results, capsys):
     findings = verified(capsys, 1)
     text = "\n".join(findings)
     assert "class-0006.h5 is of name 'class-0005', not 'class-0006'" in text
-    for name in ("student.safetensors", "snapshots.h5", "metrics.json", "export.json"):
+    for name in ("student.safetensors", "students.safetensors", "metrics.json", "export.json"):
         assert f"runs/net/w3a3/synq/seed1/{name} is of bits 'w4a4', not 'w3a3'" in text
         assert f"runs/net/w3a3/synq/seed1/{name} is of seed 'seed0', not 'seed1'" in text
 
@@ -280,6 +280,30 @@ def test_what_killed_jobs_left_is_named_and_is_no_failure(results, capsys):
 
 
 def test_a_run_that_is_not_finished_is_no_finding(results, capsys):
-    for name in ("metrics.json", "student.safetensors", "snapshots.h5"):
+    for name in ("metrics.json", "student.safetensors", "students.safetensors"):
         (results / RUN / name).unlink()
         assert verified(capsys, 0) == []
+
+
+def test_files_of_an_older_layout_are_named_and_not_opened(results, capsys):
+    (results / RUN / "snapshots.h5").write_bytes(b"of before")
+    (line,) = verified(capsys, 1)
+    assert line == (
+        f"older: results/{RUN}/snapshots.h5 is of an older layout; "
+        "delete it, students.safetensors takes its place"
+    )
+
+
+def test_files_of_another_format_are_named(results, capsys):
+    metrics = results / RUN / "metrics.json"
+    metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "format": 2}))
+    with h5py.File(results / SHARDS[1], "r+") as file:
+        file.attrs["format"] = 1
+    seal(results / SHARDS[1])
+    older = [line for line in verified(capsys, 1) if line.startswith("older: ")]
+    assert older == [
+        f"older: results/{SHARDS[1]} is a shard file of format 1, this program reads 2; "
+        "delete it and run synthesize or collect again",
+        f"older: results/{RUN}/metrics.json is a metrics file of format 2, this program reads 3; "
+        "delete it and run evaluate again",
+    ]

@@ -1,0 +1,127 @@
+"""Logits from what a network returns: out of several outputs, and without a softmax at the end.
+
+Both are settled when a network is built, leave the keys of its state dict as they are, and are told
+by ``told``.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synq.errors import ModelError
+
+# How far from 1 the probabilities of an image may sum up to, by rounding alone.
+TOLERANCE = 1e-3
+
+
+class Choice:
+    """A forward hook that gives one of several outputs, the logits, in place of all."""
+
+    def __init__(self, key: str | int, text: str) -> None:
+        self.key, self.text = key, text
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return output if isinstance(output, Tensor) else dict(_entries(output))[self.key]
+
+
+class Removed(nn.Identity):
+    """What stands in the place of a softmax that was taken off."""
+
+    text = ""
+
+
+def settle(model: nn.Module, images: Tensor, classes: int, name: str) -> Any:
+    """Make the model give logits, where it does not yet; what it gives for ``images`` then.
+
+    Of a tuple or a mapping it gives the entry ``logits``, or the first of ``[N, classes]``. An
+    ``nn.Softmax`` or ``nn.LogSoftmax`` that is called last becomes an identity; ModelError where
+    the outputs are probabilities in any other way. A result that is still no tensor is for the
+    caller to refuse.
+    """
+    output = model(images)
+    if not isinstance(output, Tensor):
+        chosen = _chosen(output, [len(images), classes])
+        if chosen is None:
+            return output
+        model.register_forward_hook(chosen)
+        output = model(images)
+    if not _probabilities(output):
+        return output
+    place = _softmax(model, images)
+    if place:
+        removed = Removed()
+        removed.text = f"without {place}, a {type(model.get_submodule(place)).__name__}"
+        model.set_submodule(place, removed)
+        output = model(images)
+    if _probabilities(output):
+        raise ModelError(
+            f"{name} gives probabilities (those of an image sum to 1), and logits are needed: "
+            "let its forward end before the softmax"
+        )
+    return output
+
+
+def told(model: nn.Module) -> list[str]:
+    """What was done to the model's output, in words; empty where it gave logits itself."""
+    hooks = [hook for hook in model._forward_hooks.values() if isinstance(hook, Choice)]
+    removed = [module for module in model.modules() if isinstance(module, Removed)]
+    return [*(hook.text for hook in hooks), *(module.text for module in removed)]
+
+
+def _chosen(output: Any, shape: list[int]) -> Choice | None:
+    entries = [(key, value) for key, value in _entries(output) if isinstance(value, Tensor)]
+    named = [key for key, _ in entries if key == "logits"]
+    shaped = [key for key, value in entries if list(value.shape) == shape]
+    if not named + shaped:
+        return None
+    key = (named + shaped)[0]
+    return Choice(key, f"{_spoken(key)} of a {type(output).__name__}")
+
+
+def _spoken(key: str | int) -> str:
+    return f"entry {key}" if isinstance(key, int) else key
+
+
+def _entries(output: Any) -> Iterator[tuple[str | int, Any]]:
+    """The parts of an output that is a mapping, a named or plain tuple, a list or a record."""
+    if isinstance(output, Mapping):
+        yield from output.items()
+    elif isinstance(output, (tuple, list)):
+        yield from zip(getattr(output, "_fields", range(len(output))), output, strict=True)
+    else:
+        yield from getattr(output, "__dict__", {}).items()
+
+
+def _probabilities(output: Any) -> bool:
+    """Whether each image's outputs are probabilities, or the logarithms of some."""
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
+        return False
+    for values in (output.float(), output.float().exp()):
+        sums = values.sum(1)
+        if bool((values >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), 0, TOLERANCE):
+            return True
+    return False
+
+
+def _softmax(model: nn.Module, images: Tensor) -> str:
+    """Name of the softmax module whose output is the network's, if it is called once."""
+    outputs: dict[str, list[Tensor]] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if name and type(module) in (nn.Softmax, nn.LogSoftmax):
+            calls = outputs.setdefault(name, [])
+            keep = _keeper(calls)
+            handles.append(module.register_forward_hook(keep))
+    try:
+        output = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = [name for name, calls in outputs.items() if len(calls) == 1 and calls[0] is output]
+    return last[0] if last else ""
+
+
+def _keeper(calls: list[Tensor]) -> Any:
+    return lambda module, args, output: calls.append(output)

@@ -1,0 +1,152 @@
+"""Networks of users' own through every stage: their code and what they return."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from synq import cli
+from synq.config.calibration import Calibration
+from synq.config.evaluation import Evaluation
+from synq.config.export import Export
+from synq.config.finetune import Finetune
+from synq.config.images import TestSet
+from synq.config.model import Model
+from synq.config.synthesis import Synthesis
+from synq.io.artifacts import read_checkpoint, read_json
+from synq.models.teacher import read_teacher
+from synq.stages.evaluate import evaluate_run, evaluate_teacher
+from synq.stages.export import export_student
+from synq.stages.fetch import fetch
+from synq.stages.finetune import finetune_student
+from synq.stages.synthesize import synthesize_shard
+
+HERE = {"device": "cpu", "threads": 1}
+OWN = """
+from torch import nn
+from torch.nn import functional as F
+
+class Viewing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(4, 8, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.relu2 = nn.ReLU()
+        self.output = nn.Linear(8 * 16, 3)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.relu1(self.bn1(self.conv1(x))), 2)
+        x = F.max_pool2d(self.relu2(self.bn2(self.conv2(x))), 2)
+        return self.output(x.view(x.size(0), -1))
+
+class Answering(Viewing):
+    def forward(self, x):
+        return {"hidden": None, "logits": super().forward(x)}
+
+class Probable(Viewing):
+    def __init__(self):
+        super().__init__()
+        self.softmax = nn.Softmax(dim=1)
+
+    def forward(self, x):
+        return self.softmax(super().forward(x)), "more"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_stages.py").write_text(OWN)
+    yield tmp_path
+    sys.modules.pop("own_stages", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Viewing", []),
+        ("Answering", ["logits of a dict"]),
+        ("Probable", ["entry 0 of a tuple", "without softmax, a Softmax"]),
+    ],
+)
+def test_an_own_network_goes_through_every_stage(folder, capsys, name, told):
+    sys.path.insert(0, str(folder))
+    torch.manual_seed(0)
+    torch.save(__import__("own_stages").Viewing().state_dict(), "weights.pth")
+    teacher = Path("teacher.safetensors")
+    settings = Model(
+        source="python",
+        factory=f"own_stages:{name}",
+        classes=3,
+        channels=3,
+        image_size=16,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        weights="weights.pth",
+        sha256=hashlib.sha256(Path("weights.pth").read_bytes()).hexdigest(),
+    )
+    fetch(name="own", settings=settings, download=Path("download"), output=teacher)
+    assert ("the logits are" in capsys.readouterr().out) == bool(told)
+    record = read_checkpoint(teacher, "teacher")[1]
+    assert (record["memory_format"], record["output"]) == ("contiguous", told)
+
+    assert cli.main(["inspect", "--teacher", str(teacher), "--json", "report.json"]) == 0
+    assert json.loads(Path("report.json").read_text())["output"] == told
+    assert all(text in capsys.readouterr().out for text in told[:1])
+
+    shard = Path("shard.h5")
+    made = Synthesis(images_per_class=4, iterations=2)
+    synthesize_shard(
+        teacher=teacher, output=shard, classes=[0, 1, 2], seed=0, settings=made, **HERE
+    )
+    finetune_student(
+        teacher=teacher,
+        shards=[shard],
+        shard_folder=Path(),
+        bits="w4a4",
+        method="synq",
+        image_set="hard",
+        seed=0,
+        calibration=Calibration(),
+        settings=Finetune(epochs=1, batch_size=4, feature_weight=0, cam="gradcam"),
+        output=Path("student.safetensors"),
+        snapshots=Path("students.safetensors"),
+        **HERE,
+    )
+    # A batch of rows of pixels, as image libraries have them, has its channels last.
+    pixels = numpy.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), "uint8")
+    numpy.savez("test.npz", images=pixels, labels=numpy.arange(9) % 3)
+    test = TestSet(dataset="arrays", path="test.npz")
+    common = {"teacher": teacher, "test": test, "settings": Evaluation(), **HERE}
+    evaluate_teacher(output=Path("teacher.json"), **common)
+    evaluate_run(
+        teacher_metrics=Path("teacher.json"),
+        snapshots=Path("students.safetensors"),
+        shards=[],
+        shard_folder=Path(),
+        output=Path("metrics.json"),
+        **common,
+    )
+    assert read_json(Path("metrics.json"), "metrics")["test_images"] == 9
+    export_student(
+        teacher=teacher,
+        student=Path("student.safetensors"),
+        shards=[shard],
+        shard_folder=Path(),
+        settings=Export(),
+        output=Path("student.onnx"),
+        record=Path("export.json"),
+        threads=1,
+    )
+    assert read_json(Path("export.json"), "export")["agreement"] == 100
+    with torch.no_grad():
+        logits = read_teacher(teacher, torch.device("cpu")).model(torch.rand(5, 3, 16, 16))
+    assert not torch.allclose(logits.sum(1), torch.ones(5))
