@@ -41,6 +41,18 @@ class Synthesis:
     tv_weight: float = setting(
         0.05, "weight of the total variation, a mean over pixels (prior: patches)", minimum=0
     )
+    statistic: str = setting(
+        "variance",
+        "what of the spread is aligned: variance (the papers'), or deviation (its root, Genie; "
+        "prior: batchnorm)",
+        choices=("variance", "deviation"),
+    )
+    parameters: str = setting(
+        "pixels",
+        "what Adam optimises: pixels, or fourier (coefficients with amplitudes that fall as 1 / f, "
+        "as those of photographs do)",
+        choices=("pixels", "fourier"),
+    )
     target: str = setting(
         "hard",
         "what pulls images to their labels: none (ZeroQ), labels (cross-entropy), "

@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from synq.models.judgement import SMALLEST_DIFFICULTY, difficulty
 
+SMALLEST_VARIANCE = 1e-6
+
 
 class Statistics(NamedTuple):
     """Mean and variance of each channel, ``[C_l]`` each, for every BatchNorm layer."""
@@ -27,6 +29,16 @@ def bn_alignment(
         for owns, wanteds in zip(batch, target, strict=True)
     )
     return means, variances
+
+
+def deviation_alignment(batch: Statistics, target: Statistics) -> tuple[Tensor, Tensor]:
+    """(1/L) sum_l [mse(mean_l) + mse(std_l)], its two parts (Genie, Jeon et al., CVPR 2023)."""
+    return bn_alignment(_with_deviations(batch), _with_deviations(target))
+
+
+def _with_deviations(of: Statistics) -> Statistics:
+    # The root of nothing has no gradient.
+    return Statistics(of.means, [(v + SMALLEST_VARIANCE).sqrt() for v in of.variances])
 
 
 def deep_alignment(

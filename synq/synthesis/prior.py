@@ -24,11 +24,13 @@ def batchnorm_prior(
 ) -> Prior:
     """w_bn L_bn + w_deep L_lbns: the statistics of training, and those of the centres."""
     reader = Statistician(teacher, image_shape, settings.synthesis_compile)
+    by_deviation = settings.statistic == "deviation"
+    alignment = losses.deviation_alignment if by_deviation else losses.bn_alignment
 
     def prior(images: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, settings.synthesis_precision):
             logits, batch = reader(images)
-        mean_term, variance_term = losses.bn_alignment(batch, reader.running)
+        mean_term, variance_term = alignment(batch, reader.running)
         loss = settings.bn_weight * (mean_term + variance_term)
         if settings.deep_weight > 0 and centres is not None:
             divisor: float = reader.count - reader.first_deep

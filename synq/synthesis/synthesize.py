@@ -17,6 +17,7 @@ from synq.models.judgement import Synthesized, judged
 from synq.runtime.progress import progress
 from synq.synthesis import losses
 from synq.synthesis.losses import Statistics
+from synq.synthesis.parameters import PARAMETERS
 from synq.synthesis.patches import uses_patches
 from synq.synthesis.prior import batchnorm_prior, patch_prior
 
@@ -75,11 +76,14 @@ def optimise(
     generator: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    """Adam on the pixels of one image a label, from noise that was drawn on the CPU."""
+    """Adam on the pixels of one image per label, or what they are made of.
+
+    The noise that it begins with was drawn on the CPU.
+    """
     noise = torch.randn(len(labels), *image_shape, generator=generator)
-    images = noise.to(device).requires_grad_()
+    optimised, images = PARAMETERS[settings.parameters](noise.to(device))
     labels = labels.to(device)
-    optimizer = torch.optim.Adam([images], settings.pixel_learning_rate)
+    optimizer = torch.optim.Adam([optimised], settings.pixel_learning_rate)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer,
         factor=0.1,
@@ -88,15 +92,15 @@ def optimise(
     )
     steps = progress(range(iterations), "synthesis")
     for step in steps:
-        loss = loss_of(images, labels)
+        loss = loss_of(images(), labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergenceError(
                 f"the synthesis loss is {value} at iteration {step}; lower "
                 "synthesis.pixel_learning_rate or synthesis.target_weight"
             )
-        (images.grad,) = torch.autograd.grad(loss, images)
+        (optimised.grad,) = torch.autograd.grad(loss, optimised)
         optimizer.step()
         schedule.step(value)
         steps.set_postfix_str(f"loss {value:.4g}", refresh=False)
-    return images.detach()
+    return images().detach()

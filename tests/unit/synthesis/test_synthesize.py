@@ -13,7 +13,8 @@ from synq.errors import ConfigError, DivergenceError, ModelError
 from synq.runtime.process import generator_for
 from synq.synthesis.batchnorm import Statistician
 from synq.synthesis.centres import calibration_centres
-from synq.synthesis.losses import bn_alignment
+from synq.synthesis.losses import Statistics, bn_alignment, deviation_alignment, total_variation
+from synq.synthesis.parameters import fourier, natural_amplitudes
 from synq.synthesis.synthesize import synthesize
 
 SHAPE = (3, 32, 32)
@@ -73,6 +74,8 @@ def test_without_a_target_labels_do_not_matter():
         {"plateau_patience": 1},
         {"synthesis_augment": 1.0},
         {"iterations": 13},
+        {"statistic": "deviation"},
+        {"parameters": "fourier"},
     ],
     ids=str,
 )
@@ -159,3 +162,37 @@ def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
         made(replace(SHORT, synthesis_compile="default"))
     assert "\n" not in str(caught.value)
     torch.compiler.reset()
+
+
+def test_fourier_images_come_closer_and_are_smoother_than_pixels():
+    settings = replace(SHORT, iterations=60)
+    natural = replace(settings, parameters="fourier", pixel_learning_rate=0.05)
+    pixels, fourier = made(settings).images, made(natural).images
+    noise = torch.randn(4, *SHAPE, generator=generator_for(0))
+    assert alignment(fourier) < 0.5 * alignment(noise)
+
+    def roughness(images):
+        return float(total_variation(images) / images.std())
+
+    assert roughness(fourier) < 0.7 * roughness(pixels)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (15, 10)])
+def test_fourier_parameters_begin_as_noise_of_natural_amplitudes(size):
+    noise = torch.randn(64, 2, *size, generator=generator_for(0))
+    coefficients, images = fourier(noise)
+    assert coefficients.shape == (64, 2, size[0], size[1] // 2 + 1, 2)
+    assert images().shape == noise.shape
+    assert float(images().detach().square().mean()) == pytest.approx(1.0, rel=0.2)
+    amplitudes = natural_amplitudes(*size)
+    assert float(amplitudes[0, 1] / amplitudes[0, 2]) == pytest.approx(2.0)
+    # The constant is as large as the lowest frequency.
+    assert float(amplitudes[0, 0]) == pytest.approx(float(amplitudes.max()))
+
+
+def test_the_alignment_of_deviations_is_that_of_their_roots():
+    own = Statistics([torch.tensor([1.0, 2.0])], [torch.tensor([4.0, 9.0])])
+    wanted = Statistics([torch.tensor([1.0, 1.0])], [torch.tensor([1.0, 4.0])])
+    means, deviations = deviation_alignment(own, wanted)
+    assert float(means) == pytest.approx(0.5)
+    assert float(deviations) == pytest.approx(1.0, rel=1e-4)
