@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from synq.errors import DataError
+from synq.errors import DataError, reason
 
 HDF5 = {".h5", ".hdf5", ".hdf"}
 
@@ -75,13 +75,14 @@ def read_arrays(path: Path, split: str, channels: int) -> Arrays:
 def _open(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix.lower() in HDF5:
-            return h5py.File(path, "r")  # type: ignore[no-any-return]
+            file = h5py.File(path, "r")
+            return {name: data for name, data in file.items() if isinstance(data, h5py.Dataset)}
         with numpy.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; path names an .npz or HDF5 file") from None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} cannot be read as .npz or HDF5 ({error})") from None
+    except Exception as error:  # a damaged file makes them raise what its reader raises
+        raise DataError(f"{path} cannot be read as .npz or HDF5 ({reason(error)})") from None
 
 
 def _layout(shape: Sequence[int], channels: int, place: str) -> tuple[int, ...]:

@@ -12,27 +12,26 @@ from typing import Any
 
 import numpy
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 from synq.config.images import Data
 from synq.data.arrays import read_arrays
-from synq.errors import DataError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
-
-
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+from synq.data.pictures import resized
+from synq.errors import DataError, reason
 
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images in [0, 1]; ``read`` gives those of some positions, ``[n, C, H, W]``."""
+    """Labelled images in [0, 1]; ``read`` gives those of some positions, ``[n, C, H, W]``.
+
+    ``stream`` gives all of them in order, so many at a time, where there is a faster way to that.
+    """
 
     labels: Tensor
     read: Callable[[Tensor], Tensor]
     classes: int
+    stream: Callable[[int], Iterator[Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,8 +40,10 @@ class Images:
         self, size: int, mean: Sequence[float], std: Sequence[float]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images ``[n, C, H, W]`` and labels ``[n]``, in order."""
-        for indices in torch.arange(len(self)).split(size):
-            yield normalise(self.read(indices), mean, std), self.labels[indices]
+        parts = torch.arange(len(self)).split(size)
+        pixels = self.stream(size) if self.stream else map(self.read, parts)
+        for indices, images in zip(parts, pixels, strict=True):
+            yield normalise(images, mean, std), self.labels[indices]
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -109,45 +110,20 @@ def _digits_table() -> "numpy.ndarray[Any, Any]":
 
 def folder(settings: Data, channels: int, size: int) -> Images:
     """Images in one directory a class; classes are numbered in the order of their names."""
-    root = Path(settings.path)
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder; path names the folder that holds the classes")
-    classes = sorted(entry for entry in root.iterdir() if entry.is_dir())
-    files = [
-        (file, number)
-        for number, directory in enumerate(classes)
-        for file in sorted(directory.rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-    ]
-    if not files:
-        raise DataError(f"{root} holds no images; it needs one folder a class with images in it")
-
-    def read_files(indices: Tensor) -> Tensor:
-        paths = (files[index][0] for index in indices.tolist())
-        return torch.stack([_read_file(path, channels, size, settings) for path in paths])
-
-    return Images(torch.tensor([number for _, number in files]), read_files, len(classes))
-
-
-def _read_file(path: Path, channels: int, size: int, settings: Data) -> Tensor:
+    # A torchvision that was built for another torch fails with RuntimeError.
     try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error})") from None
-    if image.size != (size, size):
-        width, height = _resized(*image.size, size, settings.resized_crop)
-        image = image.resize((width, height), RESAMPLING[settings.interpolation])
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    array = numpy.asarray(image, dtype=numpy.float32) / 255
-    return torch.from_numpy(numpy.atleast_3d(array)).permute(2, 0, 1)
+        from synq.data.folders import Folder
+    except (ImportError, RuntimeError) as error:
+        raise _without_torchvision("folder", error) from None
+    files = Folder(Path(settings.path), channels, size, settings)
+    return Images(files.labels, files.read, files.classes, files.stream)
 
 
-def _resized(width: int, height: int, size: int, crop: float) -> tuple[int, int]:
-    """Width and height at which a centre crop of ``size`` keeps that share of the shorter side."""
-    scale = max(round(size / crop), size) / min(width, height)
-    return round(width * scale), round(height * scale)
+def _without_torchvision(dataset: str, error: Exception) -> DataError:
+    return DataError(
+        f"dataset: {dataset} needs torchvision, which cannot be imported ({reason(error)}); "
+        f"install the one that fits torch {torch.__version__}"
+    )
 
 
 def arrays(settings: Data, split: str, channels: int, size: int, classes: int) -> Images:
@@ -164,7 +140,7 @@ def arrays(settings: Data, split: str, channels: int, size: int, classes: int) -
         height, width = images.shape[2:]
         if (height, width) == (size, size):
             return images
-        width, height = _resized(width, height, size, settings.resized_crop)
+        width, height = resized(width, height, size, settings.resized_crop)
         images = functional.interpolate(
             images,
             (height, width),
@@ -180,14 +156,10 @@ def arrays(settings: Data, split: str, channels: int, size: int, classes: int) -
 
 def cifar(name: str, settings: Data, split: str, channels: int, size: int) -> Images:
     """CIFAR-10 or CIFAR-100 through torchvision, downloaded once into ``path``."""
-    # A torchvision that was built for another torch fails with RuntimeError.
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
-        raise DataError(
-            f"dataset: {name} needs torchvision, which cannot be imported "
-            f"({str(error).splitlines()[0]}); install the one that fits torch {torch.__version__}"
-        ) from None
+        raise _without_torchvision(name, error) from None
     if (channels, size) != (3, 32):
         raise DataError(f"{name} has images of 3x32x32, the network takes {channels}x{size}x{size}")
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]

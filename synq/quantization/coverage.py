@@ -1,6 +1,5 @@
 """What one forward of a network passes through, and what of it the program cannot quantize."""
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -82,9 +81,14 @@ class Anatomy:
         return {part.name: part.calls for part in shared}
 
 
-def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
-    """Send one image of zeros through the model and tell what it passes; the model stays as is."""
-    trace = Trace(model, QUANTIZABLE)
+def examine(
+    model: nn.Module, image_shape: tuple[int, int, int], *, counting: bool = True
+) -> Anatomy:
+    """Send one image of zeros through the model and tell what it passes; the model stays as is.
+
+    Without ``counting`` no multiply-adds are known, which saves seconds.
+    """
+    trace = Trace(model, QUANTIZABLE, counting=counting)
     trace.run(image_shape)
     names = {module: name or "the model" for name, module in model.named_modules()}
     # The linear layers of an attention are read by its own function, not called.
@@ -132,7 +136,7 @@ def examine(model: nn.Module, image_shape: tuple[int, int, int]) -> Anatomy:
 
 def require_modules(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     """ModelError where a forward calls an activation as a function, or passes none at all."""
-    refuse(examine(model, image_shape))
+    refuse(examine(model, image_shape, counting=False))
 
 
 def refuse(anatomy: Anatomy) -> None:
@@ -167,17 +171,14 @@ def _part(name: str, module: nn.Module, visits: Visits, *, inside: bool, fed: bo
 
 
 def _multiply_adds(module: nn.Module, visits: Visits) -> int | None:
-    """Each weight is used once a pixel, of the output, or of a transposed convolution's input."""
+    """Those of all calls, by torch's counter; None where they are not counted or not known.
+
+    Of an attention they are not: torch may compute it in one kernel, which its counter leaves out.
+    """
     if type(module) not in (*CONVOLUTIONS, *TRANSPOSED, nn.Linear):
         return None
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    if isinstance(module, nn.Linear):
-        shapes, channels = [visit.output for visit in visits.calls], module.out_features
-    elif isinstance(module, TRANSPOSED):
-        shapes, channels = [visit.input for visit in visits.calls], module.in_channels
-    else:
-        shapes, channels = [visit.output for visit in visits.calls], module.out_channels  # type: ignore[assignment]
-    return sum(weight.numel() * math.prod(shape) // channels for shape in shapes if shape)
+    counts = [visit.multiply_adds for visit in visits.calls]
+    return None if None in counts else sum(filter(None, counts))
 
 
 def _weight(module: nn.Module) -> Tensor | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 IMAGE, QUANTIZED = "image", "quantized"
@@ -34,10 +35,10 @@ SPOKEN = {"add": "sum", "iadd": "sum", "radd": "sum", "mul": "product", "imul": 
 
 
 class Visit(NamedTuple):
-    """One call of a module: the whole shapes of its first input and its first output."""
+    """One call of a module: the whole shape of its first output, and the multiply-adds in it."""
 
-    input: list[int] | None
     output: list[int] | None
+    multiply_adds: int | None
 
 
 @dataclass
@@ -54,15 +55,20 @@ class Trace(TorchFunctionMode):
     ``visits`` holds the modules in the order of execution, ``functions`` the pairs of a module
     (None outside of all) and a torch function that its own forward called. ``origin`` is
     ``quantized`` where the tensor came from a module of the types ``quantized`` and kept its
-    values, or else the function that made it.
+    values, or else the function that made it. Multiply-adds are known where it is ``counting``,
+    for which torch imports its compiler: seconds that only who asks for them shall wait.
     """
 
-    def __init__(self, model: nn.Module, quantized: Collection[type[nn.Module]]) -> None:
+    def __init__(
+        self, model: nn.Module, quantized: Collection[type[nn.Module]], *, counting: bool = False
+    ) -> None:
         super().__init__()
         self.model, self.quantized = model, quantized
         self.visits: dict[nn.Module, Visits] = {}
         self.functions: dict[tuple[nn.Module | None, Callable[..., Any]], None] = {}
         self._running: list[nn.Module] = []
+        self._counter = FlopCounterMode(display=False) if counting else None
+        self._counts: list[int] = []
         self._origins: Any = WeakTensorKeyDictionary()
 
     def run(self, image_shape: tuple[int, int, int]) -> None:
@@ -72,8 +78,15 @@ class Trace(TorchFunctionMode):
         """
         image = next(self.model.parameters()).new_zeros(1, *image_shape)
         self._origins[image] = IMAGE
-        with _evaluating(self.model), self._hooks(), torch.no_grad(), self:
+        with _evaluating(self.model), self._hooks(), torch.no_grad(), self._counting(), self:
             self.model(image)
+
+    def _counting(self) -> contextlib.AbstractContextManager[Any]:
+        return self._counter or contextlib.nullcontext()
+
+    def _multiply_adds(self) -> int:
+        # A multiplication and an addition are two operations.
+        return self._counter.get_total_flops() // 2 if self._counter else 0
 
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -85,13 +98,15 @@ class Trace(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._running.append(module)
+        self._counts.append(self._multiply_adds())
         visits = self.visits.setdefault(module, Visits())
         for tensor in _tensors(args[:1]):
             visits.origin = visits.origin or self._origins.get(tensor, "")
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._running.pop()
-        self.visits[module].calls.append(Visit(_shape(args), _shape(output)))
+        count = self._multiply_adds() - self._counts.pop()
+        self.visits[module].calls.append(Visit(_shape(output), count if self._counter else None))
         if type(module) in self.quantized:
             for tensor in _tensors(output):
                 self._origins[tensor] = QUANTIZED

@@ -120,3 +120,11 @@ def test_the_library_knows_no_stage_and_no_command():
     above = {name for name in modules() if folder(name) in ("stages", "cli", "__main__")}
     below = [name for name in modules() if name not in above]
     assert not set.union(*map(reached, below)) & above
+
+
+def test_no_stage_loads_torchvision_before_it_is_needed():
+    stages = [name for name in modules() if folder(name) == "stages"]
+    code = f"import sys, {', '.join(f'synq.{name}' for name in stages)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "synq.data.datasets" in done.stdout.split()
+    assert "torchvision" not in done.stdout.split()

@@ -101,6 +101,80 @@ def test_missing_empty_and_broken_folders_are_refused(tmp_path):
         folder(Data(path=str(tmp_path)), 3, 8).read(torch.tensor([0]))
 
 
+def test_an_empty_class_is_refused_and_hidden_folders_are_none(tmp_path):
+    for name in ("a", "c", ".ipynb_checkpoints", "a/.thumbnails"):
+        save(tmp_path / name / "x.png", (255, 0, 0))
+    save(tmp_path / "a/._x.png", (255, 0, 0))
+    (tmp_path / "notes.txt").touch()
+    images = folder(Data(path=str(tmp_path)), 3, 8)
+    assert (images.classes, images.labels.tolist()) == (2, [0, 1])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/x.txt").touch()
+    with pytest.raises(DataError) as caught:
+        folder(Data(path=str(tmp_path)), 3, 8)
+    assert str(caught.value) == f"{tmp_path}/b holds no image; fill or remove this class"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_damaged_image_is_one_line_from_a_worker_too(tmp_path, threads):
+    for number in range(5):
+        save(tmp_path / "a" / f"{number}.png", (number, 0, 0), (64, 64))
+    images = folder(Data(path=str(tmp_path)), 3, 64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        parts = [part for part, _ in images.batches(2, [0.0] * 3, [1.0] * 3)]
+        assert (torch.cat(parts)[:, 0, 0, 0] * 255).round().tolist() == [0, 1, 2, 3, 4]
+        whole = (tmp_path / "a/3.png").read_bytes()
+        (tmp_path / "a/3.png").write_bytes(whole[:45])
+        with pytest.raises(DataError) as caught:
+            list(images.batches(2, [0.0] * 3, [1.0] * 3))
+    finally:
+        torch.set_num_threads(before)
+    assert str(caught.value).startswith(f"{tmp_path}/a/3.png cannot be read as an image (")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+RAMP = numpy.arange(64, dtype="uint8").reshape(8, 8) * 4
+
+
+def modes():
+    grey = Image.fromarray(RAMP)
+    colour = Image.merge("RGB", [grey] * 3)
+    half = Image.new("L", (8, 8), 128)
+    palette = grey.convert("P")
+    palette.info["transparency"] = bytes(range(256))
+    return {
+        "L": (grey, "png"),
+        "RGB": (colour, "png"),
+        "LA": (Image.merge("LA", [grey, half]), "png"),
+        "RGBA": (Image.merge("RGBA", [*colour.split(), half]), "png"),
+        "P": (palette, "png"),
+        "I;16": (Image.fromarray(RAMP.astype("uint16") * 257), "png"),
+        "I": (Image.fromarray(RAMP.astype("int32") * 257), "tiff"),
+    }
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", modes())
+def test_images_of_every_mode_are_the_same_image(tmp_path, recwarn, mode, channels):
+    image, suffix = modes()[mode]
+    (tmp_path / "a").mkdir()
+    image.save(tmp_path / "a" / f"x.{suffix}")
+    pixels = folder(Data(path=str(tmp_path)), channels, 8).read(torch.tensor([0]))[0]
+    wanted = torch.from_numpy(RAMP).float().expand(channels, 8, 8) / 255
+    torch.testing.assert_close(pixels, wanted, atol=1 / 255, rtol=0)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("values", [RAMP.astype("float32"), RAMP.astype("int32") * 1_000_000])
+def test_images_whose_range_is_not_known_are_refused(tmp_path, values):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(values).save(tmp_path / "a" / "x.tiff")
+    with pytest.raises(DataError, match=r"x\.tiff cannot be read as an image \(its pixels"):
+        folder(Data(path=str(tmp_path)), 3, 8).read(torch.tensor([0]))
+
+
 def test_the_crop_and_the_interpolation_are_settings(tmp_path):
     noise = numpy.random.default_rng(0).integers(0, 256, (40, 40, 3), "uint8")
     (tmp_path / "a").mkdir()
@@ -191,8 +265,23 @@ def test_arrays_that_are_no_test_set_are_refused(tmp_path, images, labels, text)
     assert text in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["none.npz", "none.h5", "text.npz", "text.h5", "other.npz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("none.npz", "none.h5", "text.npz", "text.h5", "other.npz", "empty.npz", "cut.npz"),
+        "group.h5",
+    ],
+)
 def test_a_file_that_is_no_data_set_is_refused(tmp_path, name):
+    if name.startswith("empty"):
+        (tmp_path / name).touch()
+    if name.startswith("cut"):
+        numpy.savez(tmp_path / name, images=GREY, labels=LABELS)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:200])
+    if name.startswith("group"):
+        with h5py.File(tmp_path / name, "w") as file:
+            file.create_group("images")
+            file["labels"] = LABELS
     if name.startswith("text"):
         (tmp_path / name).write_text("no arrays")
     if name.startswith("other"):

@@ -1,5 +1,6 @@
 """What one forward tells of a network, of networks written here and of pytorchcv's."""
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -187,6 +188,14 @@ def test_a_layer_that_is_called_twice_counts_twice():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), layer, layer)
     (*_, last) = examine(model, SHAPE).of("layer")
     assert (last.name, last.calls, last.multiply_adds) == ("3", 2, 50)
+
+
+def test_without_counting_all_but_the_multiply_adds_is_the_same():
+    model = build("resnet20_cifar10", 10, 3, 32)
+    counted = examine(model, (3, 32, 32))
+    uncounted = examine(model, (3, 32, 32), counting=False)
+    plain = [dataclasses.replace(part, multiply_adds=None) for part in counted.parts]
+    assert uncounted == dataclasses.replace(counted, parts=plain)
 
 
 def test_resnet20_has_the_published_size():

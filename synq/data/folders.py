@@ -1,0 +1,92 @@
+"""Images in one folder a class, by torchvision's ImageFolder; imported by those who need it."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+
+from synq.config.images import Data
+from synq.data.pictures import is_picture, picture
+from synq.errors import DataError
+
+
+class _Visible(ImageFolder):
+    """An ImageFolder for which hidden folders (``.ipynb_checkpoints``) are no classes."""
+
+    def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
+        names = sorted(e.name for e in Path(directory).iterdir() if e.is_dir())
+        visible = [name for name in names if not name.startswith(".")]
+        return visible, {name: number for number, name in enumerate(visible)}
+
+
+class Folder(Dataset[Tensor | DataError]):
+    """The images below ``root``, classes numbered in the order of their names."""
+
+    def __init__(self, root: Path, channels: int, size: int, settings: Data) -> None:
+        """List the files; DataError where there is no folder, no image, or none of a class."""
+        if not root.is_dir():
+            raise DataError(f"{root} is not a folder; path names the folder that holds the classes")
+        load = partial(picture, channels=channels, size=size, settings=settings)
+        try:
+            self._files = _Visible(
+                root,
+                loader=load,
+                is_valid_file=partial(is_picture, root=root),
+                allow_empty=True,
+            )
+        except ValueError:  # torchvision's, of no class at all
+            raise _nothing(root) from None
+        self.labels = torch.tensor(self._files.targets, dtype=torch.long)
+        if not len(self.labels):
+            raise _nothing(root)
+        counts = self.labels.bincount(minlength=len(self._files.classes))
+        for name, count in zip(self._files.classes, counts.tolist(), strict=True):
+            if not count:
+                raise DataError(f"{root / name} holds no image; fill or remove this class")
+        self.classes = len(counts)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        """An image ``[C, H, W]``, or why there is none: a worker's exceptions lose their line."""
+        try:
+            image, _ = self._files[index]
+        except DataError as error:
+            return error
+        return image  # type: ignore[no-any-return]
+
+    def read(self, indices: Tensor) -> Tensor:
+        """The images of these positions, ``[n, C, H, W]``."""
+        return _whole(_batch([self[index] for index in indices.tolist()]))
+
+    def stream(self, size: int) -> Iterator[Tensor]:
+        """All images in order, ``size`` at a time, decoded by a process for each thread."""
+        threads = torch.get_num_threads()
+        workers = min(threads, -(-len(self) // size)) if threads > 1 else 0
+        loader = DataLoader(self, size, num_workers=workers, collate_fn=_batch)
+        yield from map(_whole, loader)
+
+
+def _nothing(root: Path) -> DataError:
+    return DataError(f"{root} holds no images; it needs one folder a class with images in it")
+
+
+def _batch(images: list[Tensor | DataError]) -> Tensor | DataError:
+    tensors = []
+    for image in images:
+        if isinstance(image, DataError):
+            return image
+        tensors.append(image)
+    return torch.stack(tensors)
+
+
+def _whole(batch: Tensor | DataError) -> Tensor:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
