@@ -313,3 +313,20 @@ def test_a_fine_tuning_on_a_full_disk_goes_on_where_there_is_room(workflow: Work
     assert (run("parts")[0], run("whole")[0]) == (0, 0)
     for name in ("student.safetensors", "students.safetensors"):
         assert workflow.bytes(f"parts/{name}") == workflow.bytes(f"whole/{name}")
+
+
+def test_two_signals_within_a_block_end_the_process() -> None:
+    """The first is held back until somebody asks; the second is not."""
+    code = (
+        "import os, signal\n"
+        "from synq.finetuning.training import terminations\n"
+        "with terminations() as stopped:\n"
+        "    assert not stopped()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert stopped()\n"
+        "    print('first', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('second', flush=True)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (-signal.SIGTERM, "first\n"), ran.stderr

@@ -1,8 +1,5 @@
 import copy
 import math
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -363,23 +360,6 @@ def test_bfloat16_is_near_float32_and_leaves_the_parameters_in_it():
     ours = torch.cat([parameter.grad.flatten() for parameter in one.parameters()])
     theirs = torch.cat([parameter.grad.flatten() for parameter in other.parameters()])
     assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 0.9
-
-
-def test_two_signals_within_a_block_end_the_process(tmp_path):
-    """The first is held back until somebody asks; the second is not."""
-    code = (
-        "import os, signal\n"
-        "from synq.finetuning.training import terminations\n"
-        "with terminations() as stopped:\n"
-        "    assert not stopped()\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    assert stopped()\n"
-        "    print('first', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('second', flush=True)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout) == (-signal.SIGTERM, "first\n"), ran.stderr
 
 
 def test_batches_are_read_in_order_and_shared_without_a_change():
