@@ -34,6 +34,13 @@ class Data:
         "bilinear", "of the resizing (folder, arrays)", choices=("bilinear", "bicubic")
     )
 
+    part: str = setting(
+        "all",
+        "which of the images: all, or one of two halves that chance has made once and for all, "
+        "development (to decide by) and report (to report on)",
+        choices=("all", "development", "report"),
+    )
+
     def __post_init__(self) -> None:
         dataset = getattr(self, "dataset", "none")
         if dataset in ("folder", "arrays", "cifar10", "cifar100") and not self.path:

@@ -89,7 +89,15 @@ def read(
             f"the images of dataset: {dataset} have {images.classes} classes, but {name} has "
             f"{classes}"
         )
-    return images
+    return half_of(images, settings.part) if settings.part != "all" else images
+
+
+def half_of(images: Images, part: str) -> Images:
+    """The ``development`` or the ``report`` half, the same ones wherever they are asked for."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    middle = (len(images) + 1) // 2
+    chosen = (order[:middle] if part == "development" else order[middle:]).sort().values
+    return Images(images.labels[chosen], lambda rows: images.read(chosen[rows]), images.classes)
 
 
 def digits(split: str, channels: int, size: int) -> Images:

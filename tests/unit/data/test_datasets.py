@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from synq.config.images import Data
-from synq.data.datasets import arrays, cifar, digits, folder, read
+from synq.data.datasets import Images, arrays, cifar, digits, folder, half_of, read
 from synq.errors import DataError
 
 
@@ -364,3 +364,14 @@ def test_a_test_set_of_other_classes_is_refused(tmp_path):
             image_shape=(3, 8, 8),
             name="net",
         )
+
+
+def test_halves_are_disjoint_and_the_same_every_time():
+    whole = Images(torch.arange(11), lambda rows: rows.float()[:, None], 11)
+    halves = [half_of(whole, part) for part in ("development", "report")]
+    assert [len(half) for half in halves] == [6, 5]
+    assert torch.equal(torch.cat([half.labels for half in halves]).sort().values, whole.labels)
+    for half in halves:
+        rows = torch.tensor([2, 0])
+        assert torch.equal(half.read(rows)[:, 0].long(), half.labels[rows])
+    assert torch.equal(half_of(whole, "report").labels, halves[1].labels)
