@@ -174,7 +174,7 @@ def write_checkpoint(
 def save(
     path: Path,
     kind: str,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     record: Mapping[str, Any],
     *,
     summed: Mapping[str, Tensor],
@@ -183,8 +183,14 @@ def save(
     whole = {"kind": kind, "format": KINDS[kind].format, **record}
     whole["checksum"] = checksum(whole, summed)
     metadata = {"synq": json.dumps(whole, sort_keys=True)}
+    # A layer that a network has under two names has one weight; safetensors wants two.
+    own: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        own[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(own, temporary, metadata)
 
 
 def read_checkpoint(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

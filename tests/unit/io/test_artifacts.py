@@ -112,6 +112,15 @@ def test_tensors_that_are_views_or_need_gradients_can_be_written(tmp_path):
     assert torch.equal(read_checkpoint(path, "student")[0]["transposed"], weight.detach().t())
 
 
+def test_a_tensor_under_two_names_is_written_under_both(tmp_path):
+    path = tmp_path / "file"
+    weight = torch.randn(3, 4)
+    write_checkpoint(path, "student", {"a": weight, "b": weight}, {})
+    tensors, _ = read_checkpoint(path, "student")
+    assert torch.equal(tensors["a"], weight)
+    assert torch.equal(tensors["b"], weight)
+
+
 def test_the_same_checkpoint_has_the_same_bytes(tmp_path, checkpoint):
     again = tmp_path / "again"
     write_checkpoint(again, "student", TENSORS, {"nested": {"x": [1.5, None]}, "seed": 3})

@@ -19,6 +19,7 @@ from synq.config.model import Model
 from synq.config.synthesis import Synthesis
 from synq.io.artifacts import read_checkpoint, read_json
 from synq.models.teacher import read_teacher
+from synq.stages import evaluate
 from synq.stages.evaluate import evaluate_run, evaluate_teacher
 from synq.stages.export import export_student
 from synq.stages.fetch import fetch
@@ -77,7 +78,7 @@ def folder(tmp_path, monkeypatch):
         ("Probable", ["entry 0 of a tuple", "without softmax, a Softmax"]),
     ],
 )
-def test_an_own_network_goes_through_every_stage(folder, capsys, name, told):
+def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, name, told):
     sys.path.insert(0, str(folder))
     torch.manual_seed(0)
     torch.save(__import__("own_stages").Viewing().state_dict(), "weights.pth")
@@ -135,7 +136,18 @@ def test_an_own_network_goes_through_every_stage(folder, capsys, name, told):
         output=Path("metrics.json"),
         **common,
     )
-    assert read_json(Path("metrics.json"), "metrics")["test_images"] == 9
+    metrics = read_json(Path("metrics.json"), "metrics")
+    assert metrics["test_images"] == 9
+    monkeypatch.setattr(evaluate, "TOGETHER", 1)  # as where students are large: one at a time
+    evaluate_run(
+        teacher_metrics=Path("teacher.json"),
+        snapshots=Path("students.safetensors"),
+        shards=[],
+        shard_folder=Path(),
+        output=Path("again.json"),
+        **common,
+    )
+    assert read_json(Path("again.json"), "metrics") == metrics
     export_student(
         teacher=teacher,
         student=Path("student.safetensors"),
