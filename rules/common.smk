@@ -17,9 +17,11 @@ os.environ.update(
 
 from synq.config.model import PLACES
 from synq.errors import UserError
+from synq.config.needs import needs
 from synq.config.plan import plan, shard_classes
 from synq.config.fields import flags
-from synq.config.fingerprint import digest, factory_digest
+from synq.config.fingerprint import factory_digest, stage_digest
+from synq.config.recorded import recorded
 
 try:
     PLAN = plan(config)
@@ -47,57 +49,81 @@ EXPORTED = [
 EXPORTS = [f"{RESULTS}/runs/{RUN.format(**run)}/export.json" for run in EXPORTED]
 RUN_METRICS = [f"{RESULTS}/runs/{RUN.format(**run)}/metrics.json" for run in RUNS]
 
-# Command-line flags of each job, by stage and wildcards: what a job's params look up, so that a
-# changed setting remakes what it changes and nothing else.
-FLAGS = {
-    "model": {
-        name: flags(model, without=PLACES) for name, model in PLAN.models.items()
-    },
-    "factory": {
-        name: factory_digest(model.factory) for name, model in PLAN.models.items()
-    },
+# The settings of each job, by stage and wildcards: pairs of a section of the config and its values.
+SETTINGS = {
+    "model": {name: [("model", model)] for name, model in PLAN.models.items()},
     **{
-        stage: {model: flags(PLAN.settings(stage, model)) for model in PLAN.models}
+        stage: {name: [(stage, PLAN.settings(stage, name))] for name in PLAN.models}
         for stage in ("train", "evaluation", "export", "test")
     },
     "images": {
-        model: {
-            name: flags(PLAN.image_settings(model, name)) for name in PLAN.image_sets
+        name: {
+            key: [(chosen.stage, PLAN.image_settings(name, key))]
+            for key, chosen in PLAN.image_sets.items()
         }
-        for model in PLAN.models
+        for name in PLAN.models
     },
     "finetune": {
-        model: {
+        name: {
             method: [
-                *flags(PLAN.settings("calibration", model, method=method)),
-                *flags(PLAN.settings("finetune", model, method=method)),
+                (section, PLAN.settings(section, name, method=method))
+                for section in ("calibration", "finetune")
             ]
             for method in PLAN.methods
         }
-        for model in PLAN.models
+        for name in PLAN.models
     },
 }
 
 
+def settings_at(stage, names):
+    """The settings of a job; Snakemake's own ``lookup`` walks through all of them for every job."""
+    return functools.reduce(dict.__getitem__, names, SETTINGS[stage])
+
+
+@functools.cache
+def flags_at(stage, *names):
+    return [word for _, group in settings_at(stage, names) for word in flags(group)]
+
+
+@functools.cache
+def record_at(stage, *names):
+    groups = settings_at(stage, names)
+    return [
+        line for key, group in groups for line in recorded(key, group, without=PLACES)
+    ]
+
+
 def flags_of(stage, *names):
-    """The flags of a job, as a function of its wildcards, of which ``names`` choose them.
+    """All flags of a job, as a function of its wildcards, of which ``names`` choose them.
 
-    Snakemake's own ``lookup`` walks through all of FLAGS for every job.
+    Snakemake keeps no record of parameters that depend on the threads. So it shall be with these,
+    for ``record_of`` has what counts.
     """
+    return lambda wildcards, threads: flags_at(
+        stage, *(wildcards[name] for name in names)
+    )
 
-    def chosen(wildcards):
-        found = FLAGS[stage]
-        for name in names:
-            found = found[wildcards[name]]
-        return found
 
-    return chosen
+def record_of(stage, *names):
+    """What a job's results depend on, of the same settings: those not at their baseline."""
+    return lambda wildcards: record_at(stage, *(wildcards[name] for name in names))
+
+
+@functools.cache
+def factory_at(model):
+    """Digest of the user's own function that makes the network; empty for other sources."""
+    return factory_digest(PLAN.models[model].factory)
+
+
+def factory(wildcards):
+    return factory_at(wildcards.model)
 
 
 @functools.cache
 def code(stage):
     """Digest of a stage's code; it is asked for with every job."""
-    return digest(f"stages.{stage}")
+    return stage_digest(stage)
 
 
 def recipe(stage, model, method="", image_set="", **_):
@@ -109,16 +135,16 @@ def recipe(stage, model, method="", image_set="", **_):
     """
     image_set = image_set or (PLAN.methods[method].images if method else "")
     source = PLAN.models[model].source
-    steps = [[FLAGS["model"][model], code(MODEL_STAGES[source])]]
+    steps = [[record_at("model", model), code(MODEL_STAGES[source])]]
     if source == "python":
-        steps.append(FLAGS["factory"][model])
+        steps.append(factory_at(model))
     if source == "train":
-        steps.append(FLAGS["train"][model])
+        steps.append(record_at("train", model))
     if stage in ("finetune", "evaluate", "export"):
         made_by = IMAGE_STAGES[PLAN.image_sets[image_set].stage]
-        steps += [FLAGS["images"][model][image_set], code(made_by)]
+        steps += [record_at("images", model, image_set), code(made_by)]
     if stage in ("evaluate", "export"):
-        steps += [FLAGS["finetune"][model][method], code("finetune")]
+        steps += [record_at("finetune", model, method), code("finetune")]
     return hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
 
 
@@ -130,8 +156,12 @@ def made_from(stage):
 def made_from_runs(wildcards):
     """The recipes of all runs, and what evaluates them."""
     recipes = [recipe("evaluate", **run) for run in RUNS]
-    last = [FLAGS[stage] for stage in ("test", "evaluation", "export")]
-    last += [code("evaluate"), code("export")]
+    last = [
+        record_at(stage, model)
+        for stage in ("test", "evaluation", "export")
+        for model in PLAN.grid.models
+    ]
+    last += [code("evaluate_teacher"), code("evaluate"), code("export")]
     return hashlib.sha256(repr([recipes, last]).encode()).hexdigest()[:16]
 
 
@@ -146,13 +176,9 @@ def models_from(*sources):
     )
 
 
-def places(wildcards, threads):
-    """Where a zoo's files come from and stay, as flags.
-
-    Snakemake keeps no record of parameters that depend on the threads. So it shall be with these:
-    to move the store or to use a mirror remakes nothing.
-    """
-    return flags(PLAN.models[wildcards.model], only=PLACES)
+def required(wildcards):
+    """What the methods of the grid need of a network."""
+    return needs(PLAN, wildcards.model)
 
 
 def image_sets_from(stage):
@@ -256,7 +282,7 @@ INTERMEDIATE = [
     *expand(
         f"{RESULTS}/models/{{model}}/{{file}}",
         model=PLAN.grid.models,
-        file=["teacher.safetensors", "metrics.json"],
+        file=["teacher.safetensors", "inspection.json", "metrics.json"],
     ),
     *SHARDS,
     *expand(

@@ -21,7 +21,9 @@ rule evaluate_teacher:
     params:
         test=flags_of("test", "model"),
         settings=flags_of("evaluation", "model"),
-        code=code("evaluate"),
+        test_record=record_of("test", "model"),
+        record=record_of("evaluation", "model"),
+        code=code("evaluate_teacher"),
         made_from=made_from("evaluate_teacher"),
     message:
         "Evaluating {wildcards.model} in full precision."
@@ -54,6 +56,8 @@ rule evaluate:
         shards=names_of_shards,
         test=flags_of("test", "model"),
         settings=flags_of("evaluation", "model"),
+        test_record=record_of("test", "model"),
+        record=record_of("evaluation", "model"),
         code=code("evaluate"),
         made_from=made_from("evaluate"),
     message:

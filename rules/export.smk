@@ -24,6 +24,7 @@ rule export:
         folder=folder_of_shards,
         shards=names_of_shards,
         settings=flags_of("export", "model"),
+        record=record_of("export", "model"),
         code=code("export"),
         made_from=made_from("export"),
     message:

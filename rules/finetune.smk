@@ -26,6 +26,7 @@ rule finetune:
         shards=names_of_shards,
         image_set=image_set,
         settings=flags_of("finetune", "model", "method"),
+        record=record_of("finetune", "model", "method"),
         code=code("finetune"),
         made_from=made_from("finetune"),
     message:

@@ -25,7 +25,8 @@ rule fetch:
         runtime=minutes(30),
     params:
         settings=flags_of("model", "model"),
-        factory=flags_of("factory", "model"),
+        record=record_of("model", "model"),
+        factory=factory,
         code=code("fetch"),
     message:
         "Fetching the pretrained {wildcards.model}."
@@ -54,13 +55,13 @@ rule fetch_zoo:
         runtime=minutes(30),
     params:
         settings=flags_of("model", "model"),
-        places=places,
+        record=record_of("model", "model"),
         code=code("fetch"),
     message:
         "Fetching the pretrained {wildcards.model} of the zoo."
     shell:
         "python -m synq fetch-zoo --name {wildcards.model:q} {params.settings:q}"
-        " {params.places:q} --output {output.teacher:q} > {log:q} 2>&1"
+        " --output {output.teacher:q} > {log:q} 2>&1"
 
 
 rule train:
@@ -82,9 +83,39 @@ rule train:
     params:
         model=flags_of("model", "model"),
         settings=flags_of("train", "model"),
+        model_record=record_of("model", "model"),
+        record=record_of("train", "model"),
         code=code("train"),
     message:
         "Training the embedded teacher {wildcards.model}."
     shell:
         "python -m synq train --name {wildcards.model:q} {params.model:q} {params.settings:q}"
         " --output {output.teacher:q} --threads {threads} > {log:q} 2>&1"
+
+
+# Whether the network fits the methods of the grid, in seconds and before any image is made.
+rule inspect:
+    input:
+        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+    output:
+        inspection=f"{RESULTS}/models/{{model}}/inspection.json",
+    log:
+        f"{LOGS}/inspect/{{model}}.log",
+    benchmark:
+        f"{BENCHMARKS}/inspect/{{model}}.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=megabytes(3000),
+        runtime=minutes(10),
+    params:
+        required=required,
+        code=code("inspect"),
+        made_from=made_from("inspect"),
+    message:
+        "Looking whether {wildcards.model} fits."
+    shell:
+        "python -m synq inspect --teacher {input.teacher:q} --require {params.required:q}"
+        " --json {output.inspection:q} > {log:q} 2>&1"

@@ -1,10 +1,12 @@
 # The images that students are trained on, a job a shard. Synthesis has the network as its only
-# input; an image set with source: real reads the few real images that the user names.
+# input; an image set with source: real reads the few real images that the user names. The inspection
+# only has to be there: what it says changes no image.
 
 
 rule synthesize:
     input:
         teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        inspection=ancient(f"{RESULTS}/models/{{model}}/inspection.json"),
     output:
         shard=f"{RESULTS}/synthetic/{SHARD}.h5",
     log:
@@ -22,6 +24,7 @@ rule synthesize:
     params:
         classes=classes,
         settings=flags_of("images", "model", "image_set"),
+        record=record_of("images", "model", "image_set"),
         code=code("synthesize"),
         made_from=made_from("synthesize"),
     message:
@@ -36,6 +39,7 @@ rule synthesize:
 rule collect:
     input:
         teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        inspection=ancient(f"{RESULTS}/models/{{model}}/inspection.json"),
     output:
         shard=f"{RESULTS}/synthetic/{SHARD}.h5",
     log:
@@ -53,6 +57,7 @@ rule collect:
     params:
         classes=classes,
         settings=flags_of("images", "model", "image_set"),
+        record=record_of("images", "model", "image_set"),
         code=code("collect"),
         made_from=made_from("collect"),
     message:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from synq.config.finetune import Finetune
 from synq.finetuning import losses
 from synq.finetuning.saliency import activation_map
+from synq.models.features import cam_layer, feature_blocks
 from synq.models.hooks import recorded
 from synq.models.judgement import difficulty
-from synq.models.structure import cam_layer, feature_blocks
 from synq.runtime.process import autocast
 
 

@@ -4,14 +4,15 @@ import copy
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from synq.config.finetune import Finetune
-from synq.errors import ModelError
-from synq.models.structure import batchnorms, cam_layer, feature_blocks
+from synq.errors import ConfigError, ModelError, nearest
+from synq.models.features import cam_layer, feature_blocks
+from synq.models.structure import batchnorms
 from synq.quantization.convert import packed_bytes, quantize
 from synq.quantization.coverage import examine, refuse
 from synq.synthesis.patches import PatchReader, uses_patches
@@ -19,11 +20,57 @@ from synq.synthesis.patches import PatchReader, uses_patches
 WIDTHS = (32, 8, 4, 3, 2)
 
 
-def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def _prior(model: nn.Module, image_shape: tuple[int, int, int], value: str) -> None:
+    if value == "patches":
+        PatchReader(model, image_shape)
+    else:
+        batchnorms(model)
+
+
+# Settings that not every network fits, and the function that refuses the others as the stage would.
+CHECKS: dict[str, Callable[[nn.Module, tuple[int, int, int], str], Any]] = {
+    "finetune.cam": lambda model, shape, _: cam_layer(model, shape),
+    "finetune.feature_weight": lambda model, shape, _: feature_blocks(model),
+    "calibration.range_source": lambda model, shape, _: batchnorms(model),
+    "synthesis.prior": _prior,
+    "synthesis.deep_weight": lambda model, shape, _: batchnorms(model),
+}
+
+
+def unmet(
+    model: nn.Module, image_shape: tuple[int, int, int], required: Sequence[str]
+) -> list[str]:
+    """A line for each setting that the network does not fit, with the methods that have it.
+
+    ``required`` are words ``method:section.setting=value``; another raises ConfigError.
+    """
+    methods: dict[str, list[str]] = {}
+    for word in required:
+        method, _, setting = word.partition(":")
+        if setting.partition("=")[0] not in CHECKS:
+            raise ConfigError(
+                f"require has {word!r}; write METHOD:SETTING=VALUE, where {nearest(word, CHECKS)}"
+            )
+        methods.setdefault(setting, []).append(method)
+    found = []
+    for setting, names in methods.items():
+        name, _, value = setting.partition("=")
+        try:
+            CHECKS[name](model, image_shape, value)
+        except ModelError as error:
+            have = "method {} has" if len(names) == 1 else "methods {} have"
+            found.append(f"{have.format(', '.join(names))} {name}: {value}, but {error}")
+    return found
+
+
+def inspect_model(
+    model: nn.Module, image_shape: tuple[int, int, int], required: Sequence[str] = ()
+) -> dict[str, Any]:
     """What ``synq inspect`` tells of a network, ready for JSON.
 
-    ``problems`` are the errors that the stages would end with, in their own words, and ``needs``
-    the settings without which fine-tuning would. The network fits where there is no problem.
+    ``problems`` are the errors that the stages would end with, in their own words, those of
+    ``required`` settings too, and ``needs`` the settings without which fine-tuning by the defaults
+    would. The network fits where there is no problem.
     """
     anatomy = examine(model, image_shape)
     layers = anatomy.of("layer")
@@ -47,6 +94,8 @@ def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
     if not blocks and Finetune().feature_weight > 0:
         needs.append("finetune.feature_weight: 0")
     problems = [*synthesis, *quantization[:1]]
+    # A network that has no BatchNorm layer is told so once.
+    problems += [] if problems else unmet(model, image_shape, required)
     return {
         **dataclasses.asdict(anatomy),
         "shared_activations": anatomy.shared_activations,
@@ -65,6 +114,7 @@ def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
         },
         "problems": problems,
         "needs": needs,
+        "required": list(required),
         "fits": not problems,
     }
 

@@ -1,4 +1,4 @@
-"""Accuracy of the teacher, and of a run's students, on the real test images."""
+"""Accuracy of a run's students on the real test images."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,49 +10,19 @@ import torch
 from synq.config.evaluation import Evaluation
 from synq.config.grid import parse_bits
 from synq.config.images import TestSet
-from synq.data.datasets import Images, read
+from synq.data.datasets import Images
 from synq.errors import DataError
 from synq.io.artifacts import FORMAT, read_json, write_json
 from synq.io.shards import ShardSet, split
 from synq.io.snapshots import Snapshots
 from synq.models.teacher import Teacher, read_teacher
-from synq.quantization.convert import packed_bytes
 from synq.quantization.student import check_teacher, student_of
-from synq.reporting.accuracy import confusion, doubt, top1
+from synq.reporting.accuracy import top1
 from synq.runtime.process import prepare, versions
 from synq.runtime.progress import progress
+from synq.stages.evaluate_teacher import predictions, test_images
 
 AGREEMENT = "no test set: the percentages are agreement with the teacher on synthetic images"
-
-
-def evaluate_teacher(
-    *, teacher: Path, test: TestSet, settings: Evaluation, output: Path, device: str, threads: int
-) -> None:
-    """Write the full-precision accuracy and size; without a test set the size alone."""
-    network = read_teacher(teacher, prepare(device, threads))
-    accuracy, warning, count = None, "", 0
-    if test.dataset != "none":
-        images = _test_images(network, test)
-        counts = _confusion(network.model, network, images, settings)
-        accuracy, warning, count = top1(counts), doubt(counts), len(images)
-    write_json(
-        output,
-        {
-            "kind": "teacher metrics",
-            "format": FORMAT,
-            "model": network.name,
-            "teacher_sha256": network.sha256,
-            "top1": accuracy,
-            "warning": warning,
-            "test_images": count,
-            "weight_bytes": packed_bytes(network.model, 32),
-            "versions": versions(),
-        },
-    )
-    shown = "no test set" if accuracy is None else f"top-1 {accuracy:.2f} % of {count} test images"
-    print(f"{network.name}: {shown}")
-    if warning:
-        print(f"warning: {warning}")
 
 
 def evaluate_run(
@@ -82,13 +52,13 @@ def evaluate_run(
             shard_set = ShardSet([shard_folder / path for path in shards], network.sha256)
             images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
         else:
-            images = _test_images(network, test)
+            images = test_images(network, test)
         student = student_of(network, parse_bits(record["bits"]))
         student.to(next(network.model.parameters()).device)
         accuracies: dict[int, float] = {}
         for epoch in progress(students.epochs, "students"):
             student.load_state_dict(students.student(epoch))
-            accuracies[epoch] = top1(_confusion(student, network, images, settings))
+            accuracies[epoch] = top1(predictions(student, network, images, settings))
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
     def of(epoch: int) -> dict[str, float]:
@@ -139,17 +109,6 @@ def _remarks(
         )
 
 
-def _test_images(network: Teacher, test: TestSet) -> Images:
-    return read(
-        test.dataset,
-        test,
-        "test",
-        classes=network.classes,
-        image_shape=network.image_shape,
-        name=network.name,
-    )
-
-
 def _held_out(network: Teacher, shards: ShardSet, holdout: float, settings: Evaluation) -> Images:
     """The held-out synthetic images, in [0, 1] for the most part, labelled as the teacher does."""
     _, held = split(shards.labels, holdout)
@@ -169,10 +128,3 @@ def _held_out(network: Teacher, shards: ShardSet, holdout: float, settings: Eval
             )
         ]
     return dataclasses.replace(images, labels=torch.cat(labels))
-
-
-def _confusion(
-    model: torch.nn.Module, network: Teacher, images: Images, settings: Evaluation
-) -> torch.Tensor:
-    batches = images.batches(settings.evaluation_batch_size, network.mean, network.std)
-    return confusion(model, batches, network.classes)

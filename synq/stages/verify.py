@@ -77,8 +77,9 @@ def verify(*, results: Path) -> int:
     walk = Walk(results)
     for path in sorted(results.glob("models/*/teacher.safetensors")):
         _teacher(walk, path)
-    for path in sorted(results.glob("models/*/metrics.json")):
-        _teacher_metrics(walk, path)
+    for name, kind in (("inspection", "inspection"), ("metrics", "teacher metrics")):
+        for path in sorted(results.glob(f"models/*/{name}.json")):
+            _of_teacher(walk, path, kind)
     for path in sorted(results.glob("synthetic/*/*/*/*.h5")):
         _shard(walk, path)
     for path in sorted(results.glob("runs/*/*/*/*")):
@@ -108,10 +109,10 @@ def _teacher(walk: Walk, path: Path) -> None:
             walk.find("stale", download, "is not the file that the teacher beside it was made from")
 
 
-def _teacher_metrics(walk: Walk, path: Path) -> None:
-    metrics = walk.opened(path, lambda: read_json(path, "teacher metrics"))
-    if metrics is not None:
-        walk.check_teacher(path, metrics.get("teacher_sha256"), path.parent.name)
+def _of_teacher(walk: Walk, path: Path, kind: str) -> None:
+    found = walk.opened(path, lambda: read_json(path, kind))
+    if found is not None:
+        walk.check_teacher(path, found.get("teacher_sha256"), path.parent.name)
 
 
 def _shard(walk: Walk, path: Path) -> None:

@@ -16,7 +16,7 @@ from synq.finetuning import objective
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
 from synq.finetuning.training import Progress, finetune
-from synq.models.structure import feature_blocks
+from synq.models.features import feature_blocks
 from synq.runtime.process import generator_for
 from synq.runtime.team import Team
 

@@ -20,7 +20,8 @@ from synq.io.artifacts import read_checkpoint, write_checkpoint
 from synq.io.hdf5 import seal
 from synq.models.build import build
 from synq.models.teacher import write_teacher
-from synq.stages.evaluate import evaluate_run, evaluate_teacher
+from synq.stages.evaluate import evaluate_run
+from synq.stages.evaluate_teacher import evaluate_teacher
 from synq.stages.export import export_student
 from synq.stages.finetune import finetune_student
 from synq.stages.synthesize import synthesize_shard
