@@ -17,6 +17,13 @@ os.environ.update(
 
 from synq.config.model import PLACES
 from synq.errors import UserError
+from synq.config.cost import (
+    evaluation_minutes,
+    finetune_minutes,
+    kept_students,
+    synthesis_minutes,
+)
+from synq.config.gpus import visible_gpus
 from synq.config.needs import needs
 from synq.config.plan import plan, shard_classes
 from synq.config.fields import flags
@@ -28,6 +35,12 @@ try:
 except UserError as error:
     print(f"config error: {error}", file=sys.stderr)
     sys.exit(2)
+
+# A profile or --resources says how many GPUs there are to give, or else this machine does. Of a
+# resource without a limit every job would have one at a time.
+if "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", visible_gpus())
+GPUS = workflow.global_resources["gpu"].value
 
 RESULTS = PLAN.results
 LOGS = f"{RESULTS}/logs"
@@ -83,7 +96,11 @@ def settings_at(stage, names):
 
 @functools.cache
 def flags_at(stage, *names):
-    return [word for _, group in settings_at(stage, names) for word in flags(group)]
+    found = []
+    for _, group in settings_at(stage, names):
+        away = () if getattr(group, "source", "") in ZOOS else PLACES
+        found += flags(group, without=away)
+    return found
 
 
 @functools.cache
@@ -240,6 +257,15 @@ def processes(wildcards):
     return PLAN.settings("finetune", model, method=method).processes
 
 
+def gpus_of_processes(wildcards):
+    return processes(wildcards) if GPUS else 0
+
+
+def device(wildcards, resources):
+    """A job that has asked for no GPU computes on the CPU, whatever it could see."""
+    return "auto" if resources.gpu else "cpu"
+
+
 def program(wildcards):
     """What python runs: the program, or torchrun that starts it several times."""
     count = processes(wildcards)
@@ -273,8 +299,33 @@ def megabytes(base):
 
 
 def minutes(base):
-    """Time limit of an attempt."""
-    return lambda wildcards, attempt: base * attempt
+    """Time limit of an attempt: minutes, or a function of the wildcards that gives them."""
+    return lambda wildcards, attempt: attempt * (
+        base(wildcards) if callable(base) else base
+    )
+
+
+def time_of_shard(wildcards):
+    model, image_set = wildcards.model, wildcards.image_set
+    settings = PLAN.image_settings(model, image_set)
+    count = len(shard_classes(wildcards.shard))
+    return synthesis_minutes(PLAN.models[model], settings, count, gpu=GPUS > 0)
+
+
+def time_of_student(wildcards):
+    name, method = wildcards.model, wildcards.method
+    model, settings = PLAN.models[name], PLAN.settings("finetune", name, method=method)
+    images = PLAN.image_settings(name, PLAN.methods[method].images).images_per_class
+    return finetune_minutes(model, settings, images * model.classes, gpu=GPUS > 0)
+
+
+def time_of_evaluation(wildcards):
+    """Of a run's students; of the teacher where there is no method."""
+    name, method = wildcards.model, getattr(wildcards, "method", "")
+    settings = PLAN.settings("finetune", name, method=method)
+    count = kept_students(settings) if method else 1
+    test = PLAN.settings("test", name)
+    return evaluation_minutes(PLAN.models[name], test, count, gpu=GPUS > 0)
 
 
 SHARDS = sorted({shard for run in RUNS for shard in shards_of(**run)})

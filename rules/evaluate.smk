@@ -17,8 +17,10 @@ rule evaluate_teacher:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(60),
+        runtime=minutes(time_of_evaluation),
+        gpu=int(GPUS > 0),
     params:
+        device=device,
         test=flags_of("test", "model"),
         settings=flags_of("evaluation", "model"),
         test_record=record_of("test", "model"),
@@ -29,7 +31,8 @@ rule evaluate_teacher:
         "Evaluating {wildcards.model} in full precision."
     shell:
         "python -m synq evaluate-teacher --teacher {input.teacher:q} {params.test:q}"
-        " {params.settings:q} --output {output.metrics:q} --threads {threads} > {log:q} 2>&1"
+        " {params.settings:q} --output {output.metrics:q}"
+        " --device {params.device:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule evaluate:
@@ -50,10 +53,12 @@ rule evaluate:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(60),
+        runtime=minutes(time_of_evaluation),
+        gpu=int(GPUS > 0),
     params:
         folder=folder_of_shards,
         shards=names_of_shards,
+        device=device,
         test=flags_of("test", "model"),
         settings=flags_of("evaluation", "model"),
         test_record=record_of("test", "model"),
@@ -67,4 +72,4 @@ rule evaluate:
         "python -m synq evaluate --teacher {input.teacher:q} --teacher-metrics {input.reference:q}"
         " --snapshots {input.snapshots:q} --shard-folder {params.folder:q}"
         " --shards {params.shards:q} {params.test:q} {params.settings:q}"
-        " --output {output.metrics:q} --threads {threads} > {log:q} 2>&1"
+        " --output {output.metrics:q} --device {params.device:q} --threads {threads} > {log:q} 2>&1"

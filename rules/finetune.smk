@@ -1,5 +1,4 @@
-# Quantized students, a job a run. Asks for a GPU a process where the scheduler has them; runs on the
-# CPU without.
+# Quantized students, a job a run. Asks for a GPU a process where there are any.
 
 
 rule finetune:
@@ -18,10 +17,11 @@ rule finetune:
     threads: lambda wildcards: 2 * processes(wildcards)
     resources:
         mem_mb=megabytes(4000),
-        runtime=minutes(240),
-        gpu=processes,
+        runtime=minutes(time_of_student),
+        gpu=gpus_of_processes,
     params:
         program=program,
+        device=device,
         folder=folder_of_shards,
         shards=names_of_shards,
         image_set=image_set,
@@ -37,4 +37,4 @@ rule finetune:
         " --shard-folder {params.folder:q} --shards {params.shards:q}"
         " --bits {wildcards.bits:q} --method {wildcards.method:q} --image-set {params.image_set:q}"
         " --seed {wildcards.seed:q} {params.settings:q} --output {output.student:q}"
-        " --snapshots {output.snapshots:q} --threads {threads} > {log:q} 2>&1"
+        " --snapshots {output.snapshots:q} --device {params.device:q} --threads {threads} > {log:q} 2>&1"

@@ -79,8 +79,9 @@ rule train:
     resources:
         mem_mb=megabytes(3000),
         runtime=minutes(30),
-        gpu=1,
+        gpu=int(GPUS > 0),
     params:
+        device=device,
         model=flags_of("model", "model"),
         settings=flags_of("train", "model"),
         model_record=record_of("model", "model"),
@@ -90,7 +91,7 @@ rule train:
         "Training the embedded teacher {wildcards.model}."
     shell:
         "python -m synq train --name {wildcards.model:q} {params.model:q} {params.settings:q}"
-        " --output {output.teacher:q} --threads {threads} > {log:q} 2>&1"
+        " --output {output.teacher:q} --device {params.device:q} --threads {threads} > {log:q} 2>&1"
 
 
 # Whether the network fits the methods of the grid, in seconds and before any image is made.

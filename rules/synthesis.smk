@@ -20,9 +20,11 @@ rule synthesize:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(120),
+        runtime=minutes(time_of_shard),
+        gpu=int(GPUS > 0),
     params:
         classes=classes,
+        device=device,
         settings=flags_of("images", "model", "image_set"),
         record=record_of("images", "model", "image_set"),
         code=code("synthesize"),
@@ -33,7 +35,7 @@ rule synthesize:
     shell:
         "python -m synq synthesize --teacher {input.teacher:q} --output {output.shard:q}"
         " --classes {params.classes:q} --seed {wildcards.seed:q} {params.settings:q}"
-        " --threads {threads} > {log:q} 2>&1"
+        " --device {params.device:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule collect:
@@ -53,9 +55,11 @@ rule collect:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(30),
+        runtime=minutes(time_of_shard),
+        gpu=int(GPUS > 0),
     params:
         classes=classes,
+        device=device,
         settings=flags_of("images", "model", "image_set"),
         record=record_of("images", "model", "image_set"),
         code=code("collect"),
@@ -66,4 +70,4 @@ rule collect:
     shell:
         "python -m synq collect --teacher {input.teacher:q} --output {output.shard:q}"
         " --classes {params.classes:q} --seed {wildcards.seed:q} {params.settings:q}"
-        " --threads {threads} > {log:q} 2>&1"
+        " --device {params.device:q} --threads {threads} > {log:q} 2>&1"

@@ -645,12 +645,14 @@ def test_every_rule_says_what_it_does_and_needs() -> None:
     wanted = {"message", "log", "benchmark", "conda", "threads", "resources"}
     rules = dict(_rules())
     assert set(rules) == {*EVERYTHING, "fetch", "fetch_zoo", "collect", "ablation"} - {"all"}
+    on_gpu = {"train", "synthesize", "collect", "finetune", "evaluate_teacher", "evaluate"}
     for name, body in rules.items():
         assert wanted - set(re.findall(r"^    (\w+):", body, re.MULTILINE)) == set(), name
         resources = re.search(r"^    resources:\n((?: {8}.+\n)+)", body, re.MULTILINE)
         assert resources, name
         assert {"mem_mb", "runtime"} <= set(re.findall(r"(\w+)=", resources[1])), name
-        assert name != "finetune" or "gpu=processes" in resources[1]
+        assert ("gpu=" in resources[1]) == (name in on_gpu)
+        assert ("--device {params.device:q}" in body) == (name in on_gpu)
 
 
 def test_a_command_with_a_thousand_shards_is_one_that_a_system_takes(workflow: Workflow) -> None:
