@@ -53,7 +53,7 @@ class Objective:
         self.size = image_shape[1:]
         device = next(teacher.parameters()).device
         self.autocast = partial(autocast, device, settings.precision)
-        self.blocks = feature_blocks(teacher) if settings.feature_weight > 0 else []
+        self.blocks = feature_blocks(teacher, image_shape) if settings.feature_weight > 0 else []
         self.cam = cam_layer(teacher, image_shape) if settings.cam != "off" else ""
         self._stack = contextlib.ExitStack()
         self._of_teacher = self._of_student = Recording({}, {})
@@ -72,10 +72,10 @@ class Objective:
         blocks = {name: model.get_submodule(name) for name in self.blocks}
         maps = {self.cam: model.get_submodule(self.cam)} if self.cam else {}
         return Recording(
-            stack.enter_context(recorded(blocks)),
+            stack.enter_context(recorded(blocks, apart=True)),
             # Without a perturbation nothing before the map has a gradient in the teacher, so the
             # graph of its map begins there.
-            stack.enter_context(recorded(maps, transform=_with_gradient)),
+            stack.enter_context(recorded(maps, transform=_with_gradient, apart=True)),
         )
 
     def backward(self, images: Tensor, labels: Tensor) -> Terms:

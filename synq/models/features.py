@@ -1,22 +1,147 @@
-"""Layers whose outputs fine-tuning aligns: residual branches, and the convolution of the CAM."""
+"""Layers whose outputs fine-tuning aligns: ends of blocks, and the convolution of the CAM."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from synq.errors import ModelError
 from synq.models.hooks import recorded
 from synq.models.structure import attention_layers
 
+ADDITIONS = ("add", "iadd", "radd")
 
-def feature_blocks(model: nn.Module) -> list[str]:
-    """Names of the residual branches, whose outputs HAST aligns (``body`` in pytorchcv)."""
-    names = [name for name, _ in model.named_modules() if name.split(".")[-1] == "body"]
-    if not names:
-        raise ModelError(
-            "the model has no residual branch (a module named body) to align features of; "
-            "set finetune.feature_weight: 0"
-        )
-    return names
+
+class _Made(NamedTuple):
+    """A tensor as it was at one moment: in-place functions give the same tensor another version."""
+
+    tensor: int
+    version: int
+
+
+class _Flow(TorchFunctionMode):
+    """One forward: which module made each feature map, what was summed, in which order.
+
+    ``makers`` are the modules that gave out a map, from the inside out; ``depth`` the convolutions
+    behind a tensor on the longest way.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.makers: dict[_Made, list[str]] = {}
+        self.visits: list[tuple[nn.Module, _Made, tuple[int, ...]]] = []
+        self.branches: list[_Made] = []
+        self._depth: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # so that no later tensor has the number of an earlier one
+
+    def run(self, image_shape: tuple[int, int, int]) -> None:
+        """Send one image of zeros through the model; it has no hook any more afterwards."""
+        image = next(self.model.parameters()).new_zeros(1, *image_shape)
+        with contextlib.ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                stack.callback(module.register_forward_hook(self._leave(name)).remove)
+            with torch.no_grad(), self:
+                self.model(image)
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                made = self._now(output)
+                self.makers.setdefault(made, []).append(name)
+                self.visits.append((module, made, tuple(output.shape[2:])))
+
+        return hook
+
+    def _now(self, tensor: Tensor) -> _Made:
+        self._alive.append(tensor)
+        return _Made(id(tensor), tensor._version)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "").strip("_")
+        given = [entry for entry in args if isinstance(entry, Tensor)]
+        for entry in args:
+            if isinstance(entry, list | tuple):
+                given += [inner for inner in entry if isinstance(inner, Tensor)]
+        depths = [self._depth.get(id(tensor), 0) for tensor in given]
+        if name in ADDITIONS and len(given) == 2 and _maps(*given) and max(depths) > 0:
+            # The deeper one is the branch; the other is what it is added to, or a projection of it.
+            self.branches.append(self._now(given[depths[1] > depths[0]]))
+        result = func(*args, **(kwargs or {}))
+        depth = max(depths, default=0) + name.startswith("conv")
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, Tensor):
+                self._alive.append(tensor)
+                self._depth[id(tensor)] = depth
+        return result
+
+
+def _maps(one: Tensor, other: Tensor) -> bool:
+    return one.dim() == 4 and one.shape == other.shape
+
+
+def feature_blocks(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    """Names of the layers whose outputs are aligned (HAST), in the order of execution.
+
+    By what they do and not by their names, which differ from zoo to zoo. Of one forward:
+
+    - each residual branch as it is before its sum: of the two summed maps, the one with more
+      convolutions behind it;
+    - of each depthwise-separable block, residual or not, the BatchNorm layer of the 1x1 convolution
+      that follows the depthwise one;
+    - where there is neither, the last BatchNorm layer of each size of the map.
+
+    These are the layers of HAST's program: the bodies of ResNet's units, all linear bottlenecks of
+    MobileNetV2, the pointwise BatchNorm layers of MobileNet. ModelError where there is none, and
+    where the network attends: its maps are no channels over space.
+    """
+    if not attention_layers(model):
+        flow = _Flow(model)
+        flow.run(image_shape)
+        chosen = [made for made in flow.branches if made in flow.makers]
+        chosen += _separable(flow)
+        chosen = chosen or _ends_of_sizes(flow)
+        order = list(flow.makers)
+        found = sorted(set(chosen), key=order.index)
+        # A residual branch is named after the outermost module that ends in it.
+        branches = set(flow.branches)
+        names = [flow.makers[made][-1 if made in branches else 0] for made in found]
+        if names:
+            return list(dict.fromkeys(names))
+    raise ModelError(
+        "the model has no residual branch, no depthwise block and no BatchNorm layer over a map "
+        "to align features of; set finetune.feature_weight: 0"
+    )
+
+
+def _pointwise(layer: nn.Conv2d | None) -> bool:
+    return layer is not None and layer.groups == 1 and set(layer.kernel_size) == {1}
+
+
+def _separable(flow: _Flow) -> list[_Made]:
+    found, waiting, last = [], False, None
+    for module, made, _ in flow.visits:
+        if isinstance(module, nn.Conv2d):
+            last = module
+            waiting = waiting or 1 < module.groups == module.in_channels
+        elif isinstance(module, nn.BatchNorm2d) and waiting and _pointwise(last):
+            found.append(made)
+            waiting = False
+    return found
+
+
+def _ends_of_sizes(flow: _Flow) -> list[_Made]:
+    ends: dict[tuple[int, ...], _Made] = {}
+    for module, made, size in flow.visits:
+        if isinstance(module, nn.BatchNorm2d) and math.prod(size) > 1:
+            ends[size] = made
+    return list(ends.values())
 
 
 def cam_layer(model: nn.Module, image_shape: tuple[int, int, int]) -> str:

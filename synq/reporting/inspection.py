@@ -30,7 +30,7 @@ def _prior(model: nn.Module, image_shape: tuple[int, int, int], value: str) -> N
 # Settings that not every network fits, and the function that refuses the others as the stage would.
 CHECKS: dict[str, Callable[[nn.Module, tuple[int, int, int], str], Any]] = {
     "finetune.cam": lambda model, shape, _: cam_layer(model, shape),
-    "finetune.feature_weight": lambda model, shape, _: feature_blocks(model),
+    "finetune.feature_weight": lambda model, shape, _: feature_blocks(model, shape),
     "calibration.range_source": lambda model, shape, _: batchnorms(model),
     "synthesis.prior": _prior,
     "synthesis.deep_weight": lambda model, shape, _: batchnorms(model),
@@ -88,7 +88,7 @@ def inspect_model(
     _attempt(quantization, lambda: refuse(anatomy))
     _attempt(quantization, lambda: quantize(student, WIDTHS[-1], WIDTHS[-1]))
     layer = _attempt([], lambda: cam_layer(model, image_shape))
-    blocks = _attempt([], lambda: feature_blocks(model)) or []
+    blocks = _attempt([], lambda: feature_blocks(model, image_shape)) or []
     if layer is None and Finetune().cam != "off":
         needs.append("finetune.cam: off")
     if not blocks and Finetune().feature_weight > 0:

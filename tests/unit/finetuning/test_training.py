@@ -188,7 +188,7 @@ def test_maps_without_a_perturbation_are_the_same_maps():
 def test_a_model_without_residual_branches_refuses_feature_alignment():
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
     with pytest.raises(ModelError, match="feature_weight: 0"):
-        feature_blocks(plain)
+        feature_blocks(plain, (3, 8, 8))
 
 
 class Shards:

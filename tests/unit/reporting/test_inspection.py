@@ -98,7 +98,7 @@ def test_an_own_network_that_fits(inspected):
     }
     assert fact(lines, "BatchNorm layers") == "1"
     assert fact(lines, "layer of the CAM") == "0"
-    assert fact(lines, "feature alignment") == "no block: finetune.feature_weight must be 0"
+    assert fact(lines, "feature alignment") == "1 blocks"
     expected = "0 quantized; in full precision 1 image, 1 adaptive_avg_pool2d"
     assert fact(lines, "inputs of the layers") == expected
     assert fact(lines, "parameters") == f"{200 + 8 + 16 + 224 + 7}, quantized 424"
@@ -175,6 +175,7 @@ def test_a_network_without_a_spatial_map_says_what_it_needs(inspected):
     code, lines, _ = inspected(model, SHAPE, 7)
     assert code == 0
     assert fact(lines, "layer of the CAM") == "none: finetune.cam must be off"
+    assert fact(lines, "feature alignment") == "no block: finetune.feature_weight must be 0"
     assert lines[-1] == "fits, with finetune.cam: off"
 
 
@@ -211,9 +212,12 @@ def test_a_residual_network_has_blocks_and_every_row(inspected):
 
 
 def test_what_methods_need_is_refused_in_one_line_that_names_them(inspected):
-    require = ["hast:finetune.feature_weight=1000.0", "synq:finetune.cam=gradcam"]
-    require += ["released:finetune.feature_weight=1000.0"]
-    code, lines, report = inspected(own(*normal()), SHAPE, 7, require=require)
+    require = ["hast:finetune.feature_weight=1000.0", "released:finetune.feature_weight=1000.0"]
+    require += ["synq:calibration.range_source=generator"]
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 8, 28), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 7))
+    )
+    code, lines, report = inspected(model.eval(), SHAPE, 7, require=require)
     assert code == 2
     assert lines[-1].startswith(
         "does not fit: methods hast, released have finetune.feature_weight: 1000.0, but the model"
@@ -231,7 +235,7 @@ def test_what_methods_need_is_refused_in_one_line_that_names_them(inspected):
         ("m:synthesis.deep_weight=0.02", True),
         ("m:synthesis.prior=batchnorm", True),
         ("m:synthesis.prior=patches", False),
-        ("m:finetune.feature_weight=1.0", False),
+        ("m:finetune.feature_weight=1.0", True),
     ],
 )
 def test_every_need_has_its_check(word, fits):
