@@ -15,6 +15,7 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
+from synq.config import layout
 from synq.config.model import PLACES
 from synq.errors import UserError
 from synq.config.cost import (
@@ -43,8 +44,8 @@ if "gpu" not in workflow.global_resources:
 GPUS = workflow.global_resources["gpu"].value
 
 RESULTS = PLAN.results
-LOGS = f"{RESULTS}/logs"
-BENCHMARKS = f"{RESULTS}/benchmarks"
+LOGS = f"{RESULTS}/{layout.LOGS}"
+BENCHMARKS = f"{RESULTS}/{layout.BENCHMARKS}"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
 # The stage that makes a model of each source, and an image set of each kind.
@@ -52,15 +53,27 @@ ZOOS = ("pytorchcv", "torchvision")
 FILES = ("file", "python")
 MODEL_STAGES = {"train": "train", **dict.fromkeys((*ZOOS, *FILES), "fetch")}
 IMAGE_STAGES = {"synthesis": "synthesize", "real": "collect"}
-RUN = "{model}/{bits}/{method}/seed{seed}"
-SHARD = "{model}/{image_set}/seed{seed}/{shard}"
-ACCURACY = f"{RESULTS}/tables/accuracy.md"
+RUN = layout.RUN
+SHARD = f"{layout.IMAGES}/{{shard}}"
+
+
+def at(template, **names):
+    """A path of the results, with the wildcards that are not named."""
+    path = f"{RESULTS}/{template}"
+    return path.format(**names) if names else path
+
+
+def tables(name, *suffixes):
+    return [at(layout.TABLE, table=name, suffix=suffix) for suffix in suffixes]
+
+
+(ACCURACY,) = tables("accuracy", "md")
 TABLES = ["accuracy", *(["ablation"] if PLAN.ablation.methods else [])]
 EXPORTED = [
     run for run in RUNS if PLAN.settings("export", run["model"]).format != "none"
 ]
-EXPORTS = [f"{RESULTS}/runs/{RUN.format(**run)}/export.json" for run in EXPORTED]
-RUN_METRICS = [f"{RESULTS}/runs/{RUN.format(**run)}/metrics.json" for run in RUNS]
+EXPORTS = [at(layout.EXPORT, **run) for run in EXPORTED]
+RUN_METRICS = [at(layout.METRICS, **run) for run in RUNS]
 
 # The settings of each job, by stage and wildcards: pairs of a section of the config and its values.
 SETTINGS = {
@@ -208,7 +221,7 @@ def shards_of(model, method, seed, **_):
     """The shards that a run trains on."""
     image_set = PLAN.methods[method].images
     return [
-        f"{RESULTS}/synthetic/{model}/{image_set}/seed{seed}/{shard}.h5"
+        at(layout.SHARD, model=model, image_set=image_set, seed=seed, shard=shard)
         for shard in PLAN.shards(model, image_set)
     ]
 
@@ -232,16 +245,13 @@ def shards_to_agree_on(wildcards):
     return shards_of(**wildcards) if without else []
 
 
-def folder_of_runs(wildcards, input):
-    """The folder of all runs, which is named once: a table has hundreds of them."""
-    above = [os.pardir] * len(RUN.split("/"))
-    return os.path.normpath(os.path.join(os.path.dirname(input.metrics[0]), *above))
+FOLDER_OF_RUNS = f"{RESULTS}/{layout.RUNS}"
 
 
 def names_of_runs(kind):
-    """The paths of an input without the folder of all runs."""
+    """The paths of an input without the folder of all runs, which is named once."""
     return lambda wildcards, input: [
-        os.path.relpath(path, folder_of_runs(wildcards, input)) for path in input[kind]
+        os.path.relpath(path, FOLDER_OF_RUNS) for path in input[kind]
     ]
 
 
@@ -330,21 +340,18 @@ def time_of_evaluation(wildcards):
 
 SHARDS = sorted({shard for run in RUNS for shard in shards_of(**run)})
 INTERMEDIATE = [
-    *expand(
-        f"{RESULTS}/models/{{model}}/{{file}}",
-        model=PLAN.grid.models,
-        file=["teacher.safetensors", "inspection.json", "metrics.json"],
+    *(
+        at(template, model=model)
+        for template in (layout.TEACHER, layout.INSPECTION, layout.TEACHER_METRICS)
+        for model in PLAN.grid.models
     ),
     *SHARDS,
-    *expand(
-        f"{RESULTS}/runs/{{run}}/{{file}}",
-        run=[RUN.format(**run) for run in RUNS],
-        file=["student.safetensors", "snapshots.h5"],
+    *(
+        at(template, **run)
+        for template in (layout.STUDENT, layout.SNAPSHOTS)
+        for run in RUNS
     ),
-    *expand(
-        f"{RESULTS}/runs/{{run}}/student.onnx",
-        run=[RUN.format(**run) for run in EXPORTED],
-    ),
+    *(at(layout.ONNX, **run) for run in EXPORTED),
 ]
 
 

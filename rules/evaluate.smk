@@ -4,9 +4,9 @@
 
 rule evaluate_teacher:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
     output:
-        metrics=f"{RESULTS}/models/{{model}}/metrics.json",
+        metrics=at(layout.TEACHER_METRICS),
     log:
         f"{LOGS}/evaluate_teacher/{{model}}.log",
     benchmark:
@@ -37,16 +37,16 @@ rule evaluate_teacher:
 
 rule evaluate:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
-        reference=f"{RESULTS}/models/{{model}}/metrics.json",
-        snapshots=f"{RESULTS}/runs/{RUN}/snapshots.h5",
+        teacher=at(layout.TEACHER),
+        reference=at(layout.TEACHER_METRICS),
+        snapshots=at(layout.SNAPSHOTS),
         shards=shards_to_agree_on,
     output:
-        metrics=f"{RESULTS}/runs/{RUN}/metrics.json",
+        metrics=at(layout.METRICS),
     log:
         f"{LOGS}/evaluate/{RUN}.log",
     benchmark:
-        f"{BENCHMARKS}/evaluate/{RUN}.tsv"
+        f"{BENCHMARKS}/{layout.EVALUATE_SECONDS}"
     localrule: True
     conda:
         ENVIRONMENT

@@ -3,12 +3,12 @@
 
 rule export:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
-        student=f"{RESULTS}/runs/{RUN}/student.safetensors",
+        teacher=at(layout.TEACHER),
+        student=at(layout.STUDENT),
         shards=shards,
     output:
-        onnx=f"{RESULTS}/runs/{RUN}/student.onnx",
-        record=f"{RESULTS}/runs/{RUN}/export.json",
+        onnx=at(layout.ONNX),
+        record=at(layout.EXPORT),
     log:
         f"{LOGS}/export/{RUN}.log",
     benchmark:

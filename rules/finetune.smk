@@ -3,15 +3,15 @@
 
 rule finetune:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
         shards=shards,
     output:
-        student=f"{RESULTS}/runs/{RUN}/student.safetensors",
-        snapshots=f"{RESULTS}/runs/{RUN}/snapshots.h5",
+        student=at(layout.STUDENT),
+        snapshots=at(layout.SNAPSHOTS),
     log:
         f"{LOGS}/finetune/{RUN}.log",
     benchmark:
-        f"{BENCHMARKS}/finetune/{RUN}.tsv"
+        f"{BENCHMARKS}/{layout.FINETUNE_SECONDS}"
     conda:
         ENVIRONMENT
     threads: lambda wildcards: 2 * processes(wildcards)

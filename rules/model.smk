@@ -3,9 +3,9 @@
 
 rule fetch:
     output:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
         download=ensure(
-            f"{RESULTS}/models/{{model}}/download",
+            at(layout.DOWNLOAD),
             non_empty=True,
             sha256=lambda wildcards: PLAN.models[wildcards.model].sha256.lower(),
         ),
@@ -38,7 +38,7 @@ rule fetch:
 # A zoo's file stays in the store, which other models and other folders share.
 rule fetch_zoo:
     output:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
     log:
         f"{LOGS}/fetch_zoo/{{model}}.log",
     benchmark:
@@ -66,7 +66,7 @@ rule fetch_zoo:
 
 rule train:
     output:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
     log:
         f"{LOGS}/train/{{model}}.log",
     benchmark:
@@ -97,9 +97,9 @@ rule train:
 # Whether the network fits the methods of the grid, in seconds and before any image is made.
 rule inspect:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
     output:
-        inspection=f"{RESULTS}/models/{{model}}/inspection.json",
+        inspection=at(layout.INSPECTION),
     log:
         f"{LOGS}/inspect/{{model}}.log",
     benchmark:

@@ -5,14 +5,14 @@
 
 rule synthesize:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
-        inspection=ancient(f"{RESULTS}/models/{{model}}/inspection.json"),
+        teacher=at(layout.TEACHER),
+        inspection=ancient(at(layout.INSPECTION)),
     output:
-        shard=f"{RESULTS}/synthetic/{SHARD}.h5",
+        shard=at(layout.SHARD),
     log:
         f"{LOGS}/synthesize/{SHARD}.log",
     benchmark:
-        f"{BENCHMARKS}/images/{SHARD}.tsv"
+        f"{BENCHMARKS}/{layout.SHARD_SECONDS}"
     wildcard_constraints:
         image_set=image_sets_from("synthesis"),
     conda:
@@ -40,14 +40,14 @@ rule synthesize:
 
 rule collect:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
-        inspection=ancient(f"{RESULTS}/models/{{model}}/inspection.json"),
+        teacher=at(layout.TEACHER),
+        inspection=ancient(at(layout.INSPECTION)),
     output:
-        shard=f"{RESULTS}/synthetic/{SHARD}.h5",
+        shard=at(layout.SHARD),
     log:
         f"{LOGS}/collect/{SHARD}.log",
     benchmark:
-        f"{BENCHMARKS}/images/{SHARD}.tsv"
+        f"{BENCHMARKS}/{layout.SHARD_SECONDS}"
     wildcard_constraints:
         image_set=image_sets_from("real"),
     conda:

@@ -258,7 +258,7 @@ def test_files_in_the_place_of_others_are_stale(results, capsys):
     assert "class-0006.h5 is of name 'class-0005', not 'class-0006'" in text
     for name in ("student.safetensors", "snapshots.h5", "metrics.json", "export.json"):
         assert f"runs/net/w3a3/synq/seed1/{name} is of bits 'w4a4', not 'w3a3'" in text
-        assert f"runs/net/w3a3/synq/seed1/{name} is of seed 'seed0', not 'seed1'" in text
+        assert f"runs/net/w3a3/synq/seed1/{name} is of seed '0', not '1'" in text
 
 
 def test_a_download_that_is_not_the_teachers_is_stale(results, capsys):
