@@ -2,6 +2,7 @@
 # results. The only place with functions.
 import functools
 import hashlib
+import json
 import os
 import sys
 
@@ -25,7 +26,7 @@ from synq.config.cost import (
     synthesis_minutes,
 )
 from synq.config.gpus import visible_gpus
-from synq.config.needs import needs
+from synq.config.needs import needs, unmet
 from synq.config.plan import plan, shard_classes
 from synq.config.fields import flags
 from synq.config.fingerprint import factory_digest, stage_digest
@@ -183,6 +184,30 @@ def made_from(stage):
     return lambda wildcards: recipe(stage, **wildcards)
 
 
+def inspected(model):
+    """What an inspection's findings are of: the teacher, and how it was looked at."""
+    return f"{recipe('inspect', model)}-{code('inspect')}"
+
+
+def misfits():
+    """A line for each setting that a network of the grid is known not to fit.
+
+    Known from its inspection, if that is of the teacher as it is or would be made now. A job that
+    runs again hides from Snakemake all other reasons of those that depend on it, if its output is
+    ancient to them: so the inspection does not run again for what a method needs, and its findings
+    are looked at here.
+    """
+    for model in PLAN.grid.models:
+        try:
+            with open(at(layout.INSPECTION, model=model), encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and found.get("recipe") == inspected(model):
+            for line in unmet(found["refusals"], needs(PLAN, model)):
+                yield f"{model} does not fit: {line}"
+
+
 def made_from_runs(wildcards):
     """The recipes of all runs, and what evaluates them."""
     recipes = [recipe("evaluate", **run) for run in RUNS]
@@ -204,11 +229,6 @@ def models_from(*sources):
     return one_of(
         name for name, model in PLAN.models.items() if model.source in sources
     )
-
-
-def required(wildcards):
-    """What the methods of the grid need of a network."""
-    return needs(PLAN, wildcards.model)
 
 
 def image_sets_from(stage):
@@ -337,6 +357,10 @@ def time_of_evaluation(wildcards):
     test = PLAN.settings("test", name)
     return evaluation_minutes(PLAN.models[name], test, count, gpu=GPUS > 0)
 
+
+for line in misfits():
+    print(f"config error: {line}", file=sys.stderr)
+    sys.exit(2)
 
 SHARDS = sorted({shard for run in RUNS for shard in shards_of(**run)})
 INTERMEDIATE = [

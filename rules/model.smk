@@ -94,7 +94,9 @@ rule train:
         " --output {output.teacher:q} --device {params.device:q} --threads {threads} > {log:q} 2>&1"
 
 
-# Whether the network fits the methods of the grid, in seconds and before any image is made.
+# Whether the network fits the methods of the grid, in seconds and before any image is made. No record
+# is kept of the parameters: what an inspection reruns for is a new teacher. Where it has run before,
+# `misfits` looks what it found, for methods that came later.
 rule inspect:
     input:
         teacher=at(layout.TEACHER),
@@ -112,11 +114,10 @@ rule inspect:
         mem_mb=megabytes(3000),
         runtime=minutes(10),
     params:
-        required=required,
-        code=code("inspect"),
-        made_from=made_from("inspect"),
+        required=lambda wildcards, threads: needs(PLAN, wildcards.model),
+        recipe=lambda wildcards, threads: inspected(wildcards.model),
     message:
         "Looking whether {wildcards.model} fits."
     shell:
         "python -m synq inspect --teacher {input.teacher:q} --require {params.required:q}"
-        " --json {output.inspection:q} > {log:q} 2>&1"
+        " --recipe {params.recipe:q} --json {output.inspection:q} > {log:q} 2>&1"

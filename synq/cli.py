@@ -125,6 +125,12 @@ COMMANDS = {
                 default=[],
                 metavar="METHOD:SETTING=VALUE",
             ),
+            "recipe": _word(
+                "what the teacher is made of, for the record",
+                required=False,
+                default="",
+                metavar="X",
+            ),
             "json": _path("a JSON file to write all of it to, and not here", required=False),
         },
         computes=False,

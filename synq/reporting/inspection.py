@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from synq.config.finetune import Finetune
-from synq.errors import ConfigError, ModelError, nearest
+from synq.config.needs import unmet
+from synq.errors import ModelError
 from synq.models.features import cam_layer, feature_blocks
 from synq.models.structure import batchnorms
 from synq.quantization.convert import packed_bytes, quantize
@@ -20,47 +22,15 @@ from synq.synthesis.patches import PatchReader, uses_patches
 WIDTHS = (32, 8, 4, 3, 2)
 
 
-def _prior(model: nn.Module, image_shape: tuple[int, int, int], value: str) -> None:
-    if value == "patches":
-        PatchReader(model, image_shape)
-    else:
-        batchnorms(model)
-
-
-# Settings that not every network fits, and the function that refuses the others as the stage would.
-CHECKS: dict[str, Callable[[nn.Module, tuple[int, int, int], str], Any]] = {
-    "finetune.cam": lambda model, shape, _: cam_layer(model, shape),
-    "finetune.feature_weight": lambda model, shape, _: feature_blocks(model, shape),
-    "calibration.range_source": lambda model, shape, _: batchnorms(model),
-    "synthesis.prior": _prior,
-    "synthesis.deep_weight": lambda model, shape, _: batchnorms(model),
+# What fits the settings of ``config.needs``: each refuses the other networks, as the stage would.
+CHECKS: dict[str, Callable[[nn.Module, tuple[int, int, int]], Any]] = {
+    "finetune.cam": cam_layer,
+    "finetune.feature_weight": feature_blocks,
+    "calibration.range_source": lambda model, _: batchnorms(model),
+    "synthesis.deep_weight": lambda model, _: batchnorms(model),
+    "synthesis.prior=batchnorm": lambda model, _: batchnorms(model),
+    "synthesis.prior=patches": PatchReader,
 }
-
-
-def unmet(
-    model: nn.Module, image_shape: tuple[int, int, int], required: Sequence[str]
-) -> list[str]:
-    """A line for each setting that the network does not fit, with the methods that have it.
-
-    ``required`` are words ``method:section.setting=value``; another raises ConfigError.
-    """
-    methods: dict[str, list[str]] = {}
-    for word in required:
-        method, _, setting = word.partition(":")
-        if setting.partition("=")[0] not in CHECKS:
-            raise ConfigError(
-                f"require has {word!r}; write METHOD:SETTING=VALUE, where {nearest(word, CHECKS)}"
-            )
-        methods.setdefault(setting, []).append(method)
-    found = []
-    for setting, names in methods.items():
-        name, _, value = setting.partition("=")
-        try:
-            CHECKS[name](model, image_shape, value)
-        except ModelError as error:
-            have = "method {} has" if len(names) == 1 else "methods {} have"
-            found.append(f"{have.format(', '.join(names))} {name}: {value}, but {error}")
-    return found
 
 
 def inspect_model(
@@ -87,15 +57,20 @@ def inspect_model(
     student = copy.deepcopy(model)
     _attempt(quantization, lambda: refuse(anatomy))
     _attempt(quantization, lambda: quantize(student, WIDTHS[-1], WIDTHS[-1]))
-    layer = _attempt([], lambda: cam_layer(model, image_shape))
-    blocks = _attempt([], lambda: feature_blocks(model, image_shape)) or []
+    refusals: dict[str, list[str]] = {setting: [] for setting in CHECKS}
+    fitting = {
+        setting: _attempt(refusals[setting], functools.partial(check, model, image_shape))
+        for setting, check in CHECKS.items()
+    }
+    layer, blocks = fitting["finetune.cam"], fitting["finetune.feature_weight"] or []
+    refused = {setting: texts[0] for setting, texts in refusals.items() if texts}
     if layer is None and Finetune().cam != "off":
         needs.append("finetune.cam: off")
     if not blocks and Finetune().feature_weight > 0:
         needs.append("finetune.feature_weight: 0")
     problems = [*synthesis, *quantization[:1]]
     # A network that has no BatchNorm layer is told so once.
-    problems += [] if problems else unmet(model, image_shape, required)
+    problems += [] if problems else unmet(refused, required)
     return {
         **dataclasses.asdict(anatomy),
         "shared_activations": anatomy.shared_activations,
@@ -114,7 +89,7 @@ def inspect_model(
         },
         "problems": problems,
         "needs": needs,
-        "required": list(required),
+        "refusals": refused,
         "fits": not problems,
     }
 

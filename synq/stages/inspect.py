@@ -19,7 +19,7 @@ RIGHT = HEADERS.index("multiply-adds")
 NAMED = 3  # of a long list in one line; the table and the JSON file have them all
 
 
-def inspect(*, teacher: Path, require: Sequence[str], json: Path | None) -> None:
+def inspect(*, teacher: Path, require: Sequence[str], recipe: str, json: Path | None) -> None:
     """Print all of it, or write it to ``json`` and print the last line alone.
 
     ModelError, in one line, where the network does not fit: no run of it would end well, or none of
@@ -35,6 +35,7 @@ def inspect(*, teacher: Path, require: Sequence[str], json: Path | None) -> None
             "teacher_sha256": network.sha256,
             "input": list(network.image_shape),
             "classes": network.classes,
+            "recipe": recipe,
             "versions": versions(),
         }
         write_json(json, {**about, **found})

@@ -147,9 +147,9 @@ STUDENTS = {"finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
     ("module", "wanted"),
     [
         ("finetuning/losses.py", STUDENTS),
-        ("quantization/convert.py", {**STUDENTS, "inspect": 1}),
+        ("quantization/convert.py", STUDENTS),
         ("config/published.py", {"accuracy": 1, "all": 1}),
-        ("reporting/inspection.py", {"inspect": 1, "all": 1}),
+        ("reporting/inspection.py", {}),
     ],
 )
 def test_edited_code_remakes_what_it_makes(
@@ -227,7 +227,6 @@ def test_every_kind_of_images_and_ranges_goes_through_the_workflow(workflow: Wor
 def test_methods_with_the_same_image_set_share_its_shards(workflow: Workflow) -> None:
     planned = jobs(workflow.plan(overlay="grid: {methods: [synq, none, filter, cam]}"))
     assert planned == {
-        "inspect": 1,  # of what the new methods need
         "finetune": 3,
         "evaluate": 3,
         "export": 3,
@@ -333,6 +332,19 @@ def test_a_method_that_the_network_does_not_fit_is_one_line_before_any_image(
     assert not (workflow.root / RESULTS / "synthetic").exists()
     log = workflow.bytes(f"{RESULTS}/logs/inspect/own.log").decode()
     assert log.splitlines() == [line]
+
+
+def test_a_later_method_that_the_network_does_not_fit_is_one_line_too(workflow: Workflow) -> None:
+    ran = workflow.run("-n", overlay="grid: {methods: [synq, transformer]}")
+    assert ran.returncode == 2, ran.stdout
+    line = ran.stdout.strip().splitlines()[-1]
+    assert line.startswith(
+        "config error: digits-resnet20 does not fit: method transformer has synthesis.prior: "
+        "patches, but "
+    )
+    # Of another teacher nothing is known yet.
+    overlay = "{grid: {methods: [synq, transformer]}, train: {train_seed: 1}}"
+    assert jobs(workflow.plan(overlay=overlay))["inspect"] == 1
 
 
 # What goes wrong.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synq.config.needs import needs
+from synq.config.needs import SETTINGS, needs, unmet
 from synq.config.plan import plan
 from synq.reporting.inspection import CHECKS
 
@@ -53,5 +53,14 @@ def test_a_model_outside_the_grid_needs_nothing_yet():
 
 
 def test_every_need_has_a_check():
-    words = of(*CONFIG["methods"])
-    assert {word.partition(":")[2].partition("=")[0] for word in words} == set(CHECKS)
+    assert set(CHECKS) == set(SETTINGS)
+    assert not unmet({}, of(*CONFIG["methods"]))
+
+
+def test_what_is_unmet_is_told_once_for_all_methods():
+    refusals = {"finetune.cam": "there is none", "synthesis.prior=patches": "it does not attend"}
+    words = ["a:finetune.cam=gradcam", "b:finetune.cam=gradcam", "c:synthesis.prior=batchnorm"]
+    assert unmet(refusals, [*words, "d:synthesis.prior=patches"]) == [
+        "methods a, b have finetune.cam: gradcam, but there is none",
+        "method d has synthesis.prior: patches, but it does not attend",
+    ]

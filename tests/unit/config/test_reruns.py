@@ -1,6 +1,7 @@
 """Edit a module: which rules run again. By the rules' own digests and records, without Snakemake.
 
-A rule whose input was made again runs again itself, so that what follows is not said here.
+A rule whose input was made again runs again itself, so that what follows is not said here. Of
+``inspect`` alone the findings are not trusted any more; it runs again with its teacher.
 """
 
 import shutil
