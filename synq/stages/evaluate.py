@@ -123,8 +123,6 @@ def _held_out(network: Teacher, shards: ShardSet, holdout: float, settings: Eval
     with torch.inference_mode():
         labels = [
             network.model(batch.to(device)).argmax(1).cpu()
-            for batch, _ in images.batches(
-                settings.evaluation_batch_size, network.mean, network.std
-            )
+            for batch, _ in images.batches(settings.batch_size, network.mean, network.std)
         ]
     return dataclasses.replace(images, labels=torch.cat(labels))

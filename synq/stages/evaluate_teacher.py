@@ -62,5 +62,5 @@ def predictions(
     model: torch.nn.Module, network: Teacher, images: Images, settings: Evaluation
 ) -> torch.Tensor:
     """How often each class was taken for each, ``[classes, classes]`` (label, prediction)."""
-    batches = images.batches(settings.evaluation_batch_size, network.mean, network.std)
+    batches = images.batches(settings.batch_size, network.mean, network.std)
     return confusion(model, batches, network.classes)

@@ -28,31 +28,31 @@ def train(
         mean = [round(value, 4) for value in pixels.mean(1).tolist()]
         std = [round(value, 4) for value in pixels.std(1).tolist()]
     # Layers draw their initial weights from the global generator, and offer no other.
-    torch.manual_seed(settings.train_seed)
+    torch.manual_seed(settings.seed)
     network = build(model.architecture, model.classes, model.channels, model.image_size)
     network.to(target).train()
-    generator = generator_for(settings.train_seed, "train")
-    steps_an_epoch = len(data) // settings.train_batch_size
+    generator = generator_for(settings.seed, "train")
+    steps_an_epoch = len(data) // settings.batch_size
     optimizer = torch.optim.SGD(
         network.parameters(),
-        settings.train_learning_rate,
+        settings.learning_rate,
         momentum=0.9,
-        weight_decay=settings.train_weight_decay,
+        weight_decay=settings.weight_decay,
         nesterov=True,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
-        settings.train_learning_rate,
-        total_steps=settings.train_epochs * steps_an_epoch,
+        settings.learning_rate,
+        total_steps=settings.epochs * steps_an_epoch,
         pct_start=0.2,
     )
-    for _ in progress(range(settings.train_epochs), "training the teacher, epochs"):
+    for _ in progress(range(settings.epochs), "training the teacher, epochs"):
         order = torch.randperm(len(data), generator=generator)
-        for indices in order.split(settings.train_batch_size)[:steps_an_epoch]:
+        for indices in order.split(settings.batch_size)[:steps_an_epoch]:
             images = normalise(data.read(indices), mean, std)
-            images = crop_and_flip(images, generator, crop_min=settings.train_crop_min, flip=0)
+            images = crop_and_flip(images, generator, crop_min=settings.crop_min, flip=0)
             noise = torch.randn(images.shape, generator=generator)
-            images = (images + settings.train_noise * noise).to(target)
+            images = (images + settings.noise * noise).to(target)
             loss = functional.cross_entropy(network(images), data.labels[indices].to(target))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

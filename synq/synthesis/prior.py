@@ -23,10 +23,10 @@ def batchnorm_prior(
     centres: Statistics | None,
 ) -> Prior:
     """w_bn L_bn + w_deep L_lbns: the statistics of training, and those of the centres."""
-    reader = Statistician(teacher, image_shape, settings.synthesis_compile)
+    reader = Statistician(teacher, image_shape, settings.compile)
 
     def prior(images: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(images.device, settings.synthesis_precision):
+        with autocast(images.device, settings.precision):
             logits, batch = reader(images)
         mean_term, variance_term = losses.bn_alignment(batch, reader.running)
         loss = settings.bn_weight * (mean_term + variance_term)
@@ -50,7 +50,7 @@ def patch_prior(
     def prior(images: Tensor) -> tuple[Tensor, Tensor]:
         with (
             recorded(reader.layers) as record,
-            autocast(images.device, settings.synthesis_precision),
+            autocast(images.device, settings.precision),
         ):
             logits = teacher(images).float()
         loss = settings.patch_weight * reader.loss(record, settings.patch_bandwidth)

@@ -343,7 +343,7 @@ def test_a_later_method_that_the_network_does_not_fit_is_one_line_too(workflow: 
         "patches, but "
     )
     # Of another teacher nothing is known yet.
-    overlay = "{grid: {methods: [synq, transformer]}, train: {train_seed: 1}}"
+    overlay = "{grid: {methods: [synq, transformer]}, train: {seed: 1}}"
     assert jobs(workflow.plan(overlay=overlay))["inspect"] == 1
 
 
@@ -386,7 +386,7 @@ def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Work
             " methods: {zeroq: {calibration: {clip_ratio: 0.9}}}}",
             {"synthesize": 2, "finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1},
         ),
-        ("models: {digits-resnet20: {train: {train_epochs: 2}}}", EVERYTHING),
+        ("models: {digits-resnet20: {train: {epochs: 2}}}", EVERYTHING),
     ],
     ids=["shards and students", "teacher"],
 )
