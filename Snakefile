@@ -20,11 +20,7 @@ include: "rules/tables.smk"
 
 rule all:
     input:
-        expand(
-            f"{RESULTS}/tables/{{table}}.{{suffix}}",
-            table=TABLES,
-            suffix=["md", "csv", "tex"],
-        ),
+        [tables(name, "md", "csv", "tex") for name in TABLES],
         RUN_METRICS,
         EXPORTS,
         # The files between the stages too: a job that a changed setting started and that was killed

@@ -87,7 +87,7 @@ class Subject:
 
     def prior(self, mode: str) -> Callable[[], object]:
         """The BatchNorm alignment of the batch and its gradient, as the synthesis takes them."""
-        settings = Synthesis(synthesis_compile=mode)
+        settings = Synthesis(compile=mode)
         prior = batchnorm_prior(self.teacher, self.shape, settings, None)
         images = self.images.clone().requires_grad_()
         return lambda: torch.autograd.grad(prior(images)[1], images)

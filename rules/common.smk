@@ -2,6 +2,7 @@
 # results. The only place with functions.
 import functools
 import hashlib
+import json
 import os
 import sys
 
@@ -15,11 +16,21 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
+from synq.config import layout
 from synq.config.model import PLACES
 from synq.errors import UserError
+from synq.config.cost import (
+    evaluation_minutes,
+    finetune_minutes,
+    kept_students,
+    synthesis_minutes,
+)
+from synq.config.gpus import visible_gpus
+from synq.config.needs import needs, unmet
 from synq.config.plan import plan, shard_classes
 from synq.config.fields import flags
-from synq.config.fingerprint import digest, factory_digest
+from synq.config.fingerprint import factory_digest, stage_digest
+from synq.config.recorded import recorded
 
 try:
     PLAN = plan(config)
@@ -27,78 +38,124 @@ except UserError as error:
     print(f"config error: {error}", file=sys.stderr)
     sys.exit(2)
 
+# A profile or --resources says how many GPUs there are to give, or else this machine does. Of a
+# resource without a limit every job would have one at a time.
+if "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", visible_gpus())
+GPUS = workflow.global_resources["gpu"].value
+
 RESULTS = PLAN.results
 # The commands may set back the times of files in there, and of no others.
 os.environ["SYNQ_RESULTS"] = os.path.abspath(RESULTS)
-LOGS = f"{RESULTS}/logs"
-BENCHMARKS = f"{RESULTS}/benchmarks"
+LOGS = f"{RESULTS}/{layout.LOGS}"
+BENCHMARKS = f"{RESULTS}/{layout.BENCHMARKS}"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
 # Sources of models, and the stage that makes an image set of each kind.
 ZOOS = ("pytorchcv", "torchvision")
 FILES = ("file", "python")
 IMAGE_STAGES = {"synthesis": "synthesize", "real": "collect"}
-RUN = "{model}/{bits}/{method}/seed{seed}"
-SHARD = "{model}/{image_set}/seed{seed}/{shard}"
-ACCURACY = f"{RESULTS}/tables/accuracy.md"
+RUN = layout.RUN
+SHARD = f"{layout.IMAGES}/{{shard}}"
+
+
+def at(template, **names):
+    """A path of the results, with the wildcards that are not named."""
+    path = f"{RESULTS}/{template}"
+    return path.format(**names) if names else path
+
+
+def tables(name, *suffixes):
+    return [at(layout.TABLE, table=name, suffix=suffix) for suffix in suffixes]
+
+
+(ACCURACY,) = tables("accuracy", "md")
 TABLES = ["accuracy", *(["ablation"] if PLAN.ablation.methods else [])]
 EXPORTED = [
     run for run in RUNS if PLAN.settings("export", run["model"]).format != "none"
 ]
-EXPORTS = [f"{RESULTS}/runs/{RUN.format(**run)}/export.json" for run in EXPORTED]
-RUN_METRICS = [f"{RESULTS}/runs/{RUN.format(**run)}/metrics.json" for run in RUNS]
+EXPORTS = [at(layout.EXPORT, **run) for run in EXPORTED]
+RUN_METRICS = [at(layout.METRICS, **run) for run in RUNS]
 
-# Command-line flags of each job, by stage and wildcards: what a job's params look up, so that a
-# changed setting remakes what it changes and nothing else.
-FLAGS = {
-    "model": {
-        name: flags(model, without=PLACES) for name, model in PLAN.models.items()
-    },
-    "factory": {
-        name: factory_digest(model.factory) for name, model in PLAN.models.items()
-    },
+# The settings of each job, by stage and wildcards: pairs of a section of the config and its values.
+SETTINGS = {
+    "model": {name: [("model", model)] for name, model in PLAN.models.items()},
     **{
-        stage: {model: flags(PLAN.settings(stage, model)) for model in PLAN.models}
+        stage: {name: [(stage, PLAN.settings(stage, name))] for name in PLAN.models}
         for stage in ("evaluation", "export", "test")
     },
     "images": {
-        model: {
-            name: flags(PLAN.image_settings(model, name)) for name in PLAN.image_sets
+        name: {
+            key: [(chosen.stage, PLAN.image_settings(name, key))]
+            for key, chosen in PLAN.image_sets.items()
         }
-        for model in PLAN.models
+        for name in PLAN.models
     },
     "finetune": {
-        model: {
+        name: {
             method: [
-                *flags(PLAN.settings("calibration", model, method=method)),
-                *flags(PLAN.settings("finetune", model, method=method)),
+                (section, PLAN.settings(section, name, method=method))
+                for section in ("calibration", "finetune")
             ]
             for method in PLAN.methods
         }
-        for model in PLAN.models
+        for name in PLAN.models
     },
 }
 
 
+def settings_at(stage, names):
+    """The settings of a job; Snakemake's own ``lookup`` walks through all of them for every job."""
+    return functools.reduce(dict.__getitem__, names, SETTINGS[stage])
+
+
+@functools.cache
+def flags_at(stage, *names):
+    found = []
+    for _, group in settings_at(stage, names):
+        away = () if getattr(group, "source", "") in ZOOS else PLACES
+        found += flags(group, without=away)
+    return found
+
+
+@functools.cache
+def record_at(stage, *names):
+    groups = settings_at(stage, names)
+    return [
+        line for key, group in groups for line in recorded(key, group, without=PLACES)
+    ]
+
+
 def flags_of(stage, *names):
-    """The flags of a job, as a function of its wildcards, of which ``names`` choose them.
+    """All flags of a job, as a function of its wildcards, of which ``names`` choose them.
 
-    Snakemake's own ``lookup`` walks through all of FLAGS for every job.
+    Snakemake keeps no record of parameters that depend on the threads. So it shall be with these,
+    for ``record_of`` has what counts.
     """
+    return lambda wildcards, threads: flags_at(
+        stage, *(wildcards[name] for name in names)
+    )
 
-    def chosen(wildcards):
-        found = FLAGS[stage]
-        for name in names:
-            found = found[wildcards[name]]
-        return found
 
-    return chosen
+def record_of(stage, *names):
+    """What a job's results depend on, of the same settings: those not at their baseline."""
+    return lambda wildcards: record_at(stage, *(wildcards[name] for name in names))
+
+
+@functools.cache
+def factory_at(model):
+    """Digest of the user's own function that makes the network; empty for other sources."""
+    return factory_digest(PLAN.models[model].factory)
+
+
+def factory(wildcards):
+    return factory_at(wildcards.model)
 
 
 @functools.cache
 def code(stage):
     """Digest of a stage's code; it is asked for with every job."""
-    return digest(f"stages.{stage}")
+    return stage_digest(stage)
 
 
 def recipe(stage, model, method="", image_set="", **_):
@@ -109,14 +166,14 @@ def recipe(stage, model, method="", image_set="", **_):
     notice that the last file was made by another recipe.
     """
     image_set = image_set or (PLAN.methods[method].images if method else "")
-    steps = [[FLAGS["model"][model], code("fetch")]]
+    steps = [[record_at("model", model), code("fetch")]]
     if PLAN.models[model].source == "python":
-        steps.append(FLAGS["factory"][model])
+        steps.append(factory_at(model))
     if stage in ("finetune", "evaluate", "export"):
         made_by = IMAGE_STAGES[PLAN.image_sets[image_set].stage]
-        steps += [FLAGS["images"][model][image_set], code(made_by)]
+        steps += [record_at("images", model, image_set), code(made_by)]
     if stage in ("evaluate", "export"):
-        steps += [FLAGS["finetune"][model][method], code("finetune")]
+        steps += [record_at("finetune", model, method), code("finetune")]
     return hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
 
 
@@ -125,11 +182,39 @@ def made_from(stage):
     return lambda wildcards: recipe(stage, **wildcards)
 
 
+def inspected(model):
+    """What an inspection's findings are of: the teacher, and how it was looked at."""
+    return f"{recipe('inspect', model)}-{code('inspect')}"
+
+
+def misfits():
+    """A line for each setting that a network of the grid is known not to fit.
+
+    Known from its inspection, if that is of the teacher as it is or would be made now. A job that
+    runs again hides from Snakemake all other reasons of those that depend on it, if its output is
+    ancient to them: so the inspection does not run again for what a method needs, and its findings
+    are looked at here.
+    """
+    for model in PLAN.grid.models:
+        try:
+            with open(at(layout.INSPECTION, model=model), encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and found.get("recipe") == inspected(model):
+            for line in unmet(found["refusals"], needs(PLAN, model)):
+                yield f"{model} does not fit: {line}"
+
+
 def made_from_runs(wildcards):
     """The recipes of all runs, and what evaluates them."""
     recipes = [recipe("evaluate", **run) for run in RUNS]
-    last = [FLAGS[stage] for stage in ("test", "evaluation", "export")]
-    last += [code("evaluate"), code("export")]
+    last = [
+        record_at(stage, model)
+        for stage in ("test", "evaluation", "export")
+        for model in PLAN.grid.models
+    ]
+    last += [code("evaluate_teacher"), code("evaluate"), code("export")]
     return hashlib.sha256(repr([recipes, last]).encode()).hexdigest()[:16]
 
 
@@ -144,15 +229,6 @@ def models_from(*sources):
     )
 
 
-def places(wildcards, threads):
-    """Where a zoo's files come from and stay, as flags.
-
-    Snakemake keeps no record of parameters that depend on the threads. So it shall be with these:
-    to move the store or to use a mirror remakes nothing.
-    """
-    return flags(PLAN.models[wildcards.model], only=PLACES)
-
-
 def image_sets_from(stage):
     return one_of(
         name for name, chosen in PLAN.image_sets.items() if chosen.stage == stage
@@ -163,7 +239,7 @@ def shards_of(model, method, seed, **_):
     """The shards that a run trains on."""
     image_set = PLAN.methods[method].images
     return [
-        f"{RESULTS}/synthetic/{model}/{image_set}/seed{seed}/{shard}.h5"
+        at(layout.SHARD, model=model, image_set=image_set, seed=seed, shard=shard)
         for shard in PLAN.shards(model, image_set)
     ]
 
@@ -187,16 +263,13 @@ def shards_to_agree_on(wildcards):
     return shards_of(**wildcards) if without else []
 
 
-def folder_of_runs(wildcards, input):
-    """The folder of all runs, which is named once: a table has hundreds of them."""
-    above = [os.pardir] * len(RUN.split("/"))
-    return os.path.normpath(os.path.join(os.path.dirname(input.metrics[0]), *above))
+FOLDER_OF_RUNS = f"{RESULTS}/{layout.RUNS}"
 
 
 def names_of_runs(kind):
-    """The paths of an input without the folder of all runs."""
+    """The paths of an input without the folder of all runs, which is named once."""
     return lambda wildcards, input: [
-        os.path.relpath(path, folder_of_runs(wildcards, input)) for path in input[kind]
+        os.path.relpath(path, FOLDER_OF_RUNS) for path in input[kind]
     ]
 
 
@@ -210,6 +283,15 @@ def processes(wildcards):
     """The processes of a fine-tuning, with a GPU each."""
     model, method = wildcards.model, wildcards.method
     return PLAN.settings("finetune", model, method=method).processes
+
+
+def gpus_of_processes(wildcards):
+    return processes(wildcards) if GPUS else 0
+
+
+def device(wildcards, resources):
+    """A job that has asked for no GPU computes on the CPU, whatever it could see."""
+    return "auto" if resources.gpu else "cpu"
 
 
 def program(wildcards):
@@ -245,27 +327,53 @@ def megabytes(base):
 
 
 def minutes(base):
-    """Time limit of an attempt."""
-    return lambda wildcards, attempt: base * attempt
+    """Time limit of an attempt: minutes, or a function of the wildcards that gives them."""
+    return lambda wildcards, attempt: attempt * (
+        base(wildcards) if callable(base) else base
+    )
 
+
+def time_of_shard(wildcards):
+    model, image_set = wildcards.model, wildcards.image_set
+    settings = PLAN.image_settings(model, image_set)
+    count = len(shard_classes(wildcards.shard))
+    return synthesis_minutes(PLAN.models[model], settings, count, gpu=GPUS > 0)
+
+
+def time_of_student(wildcards):
+    name, method = wildcards.model, wildcards.method
+    model, settings = PLAN.models[name], PLAN.settings("finetune", name, method=method)
+    images = PLAN.image_settings(name, PLAN.methods[method].images).images_per_class
+    return finetune_minutes(model, settings, images * model.classes, gpu=GPUS > 0)
+
+
+def time_of_evaluation(wildcards):
+    """Of a run's students; of the teacher where there is no method."""
+    name, method = wildcards.model, getattr(wildcards, "method", "")
+    settings = PLAN.settings("finetune", name, method=method)
+    count = kept_students(settings) if method else 1
+    test = PLAN.settings("test", name)
+    return evaluation_minutes(PLAN.models[name], test, count, gpu=GPUS > 0)
+
+
+for line in misfits():
+    print(f"config error: {line}", file=sys.stderr)
+    sys.exit(2)
 
 SHARDS = sorted({shard for run in RUNS for shard in shards_of(**run)})
 INTERMEDIATE = [
-    *expand(
-        f"{RESULTS}/models/{{model}}/{{file}}",
-        model=PLAN.grid.models,
-        file=["teacher.safetensors", "metrics.json"],
+    *(
+        at(template, model=model)
+        for template in (layout.TEACHER, layout.INSPECTION, layout.TEACHER_METRICS)
+        for model in PLAN.grid.models
     ),
     *SHARDS,
-    *expand(
-        f"{RESULTS}/runs/{{run}}/{{file}}",
-        run=[RUN.format(**run) for run in RUNS],
-        file=["student.safetensors", "students.safetensors"],
+    *(
+        at(template, **run)
+        for template in (layout.STUDENT, layout.SNAPSHOTS)
+        for run in RUNS
     ),
-    *expand(
-        f"{RESULTS}/runs/{{run}}/student.onnx",
-        run=[RUN.format(**run) for run in EXPORTED],
-    ),
+    *(at(layout.ONNX, **run) for run in EXPORTED),
 ]
 
 

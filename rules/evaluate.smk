@@ -4,9 +4,9 @@
 
 rule evaluate_teacher:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
     output:
-        metrics=f"{RESULTS}/models/{{model}}/metrics.json",
+        metrics=at(layout.TEACHER_METRICS),
     log:
         f"{LOGS}/evaluate_teacher/{{model}}.log",
     benchmark:
@@ -17,43 +17,52 @@ rule evaluate_teacher:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(60),
+        runtime=minutes(time_of_evaluation),
+        gpu=int(GPUS > 0),
     params:
+        device=device,
         test=flags_of("test", "model"),
         settings=flags_of("evaluation", "model"),
-        code=code("evaluate"),
+        test_record=record_of("test", "model"),
+        record=record_of("evaluation", "model"),
+        code=code("evaluate_teacher"),
         made_from=made_from("evaluate_teacher"),
     message:
         "Evaluating {wildcards.model} in full precision."
     shell:
         "python -m synq evaluate-teacher --teacher {input.teacher:q} {params.test:q}"
-        " {params.settings:q} --output {output.metrics:q} --threads {threads} > {log:q} 2>&1"
+        " {params.settings:q} --output {output.metrics:q}"
+        " --device {params.device:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule evaluate:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
-        reference=f"{RESULTS}/models/{{model}}/metrics.json",
-        snapshots=f"{RESULTS}/runs/{RUN}/students.safetensors",
+        teacher=at(layout.TEACHER),
+        reference=at(layout.TEACHER_METRICS),
+        snapshots=at(layout.SNAPSHOTS),
         shards=shards_to_agree_on,
     output:
-        metrics=f"{RESULTS}/runs/{RUN}/metrics.json",
+        metrics=at(layout.METRICS),
     log:
         f"{LOGS}/evaluate/{RUN}.log",
     benchmark:
-        f"{BENCHMARKS}/evaluate/{RUN}.tsv"
+        f"{BENCHMARKS}/{layout.EVALUATE_SECONDS}"
     localrule: True
     conda:
         ENVIRONMENT
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(60),
+        runtime=minutes(time_of_evaluation),
+        gpu=int(GPUS > 0),
     params:
         folder=folder_of_shards,
         shards=names_of_shards,
+        device=device,
         test=flags_of("test", "model"),
         settings=flags_of("evaluation", "model"),
+        test_record=record_of("test", "model"),
+        record=record_of("evaluation", "model"),
         code=code("evaluate"),
         made_from=made_from("evaluate"),
     message:
@@ -63,4 +72,4 @@ rule evaluate:
         "python -m synq evaluate --teacher {input.teacher:q} --teacher-metrics {input.reference:q}"
         " --snapshots {input.snapshots:q} --shard-folder {params.folder:q}"
         " --shards {params.shards:q} {params.test:q} {params.settings:q}"
-        " --output {output.metrics:q} --threads {threads} > {log:q} 2>&1"
+        " --output {output.metrics:q} --device {params.device:q} --threads {threads} > {log:q} 2>&1"

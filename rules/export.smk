@@ -3,12 +3,12 @@
 
 rule export:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
-        student=f"{RESULTS}/runs/{RUN}/student.safetensors",
+        teacher=at(layout.TEACHER),
+        student=at(layout.STUDENT),
         shards=shards,
     output:
-        onnx=f"{RESULTS}/runs/{RUN}/student.onnx",
-        record=f"{RESULTS}/runs/{RUN}/export.json",
+        onnx=at(layout.ONNX),
+        record=at(layout.EXPORT),
     log:
         f"{LOGS}/export/{RUN}.log",
     benchmark:
@@ -24,6 +24,7 @@ rule export:
         folder=folder_of_shards,
         shards=names_of_shards,
         settings=flags_of("export", "model"),
+        record=record_of("export", "model"),
         code=code("export"),
         made_from=made_from("export"),
     message:

@@ -1,31 +1,32 @@
-# Quantized students, a job a run. Asks for a GPU a process where the scheduler has them; runs on the
-# CPU without.
+# Quantized students, a job a run. Asks for a GPU a process where there are any.
 
 
 rule finetune:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
         shards=shards,
     output:
-        student=f"{RESULTS}/runs/{RUN}/student.safetensors",
-        snapshots=f"{RESULTS}/runs/{RUN}/students.safetensors",
+        student=at(layout.STUDENT),
+        snapshots=at(layout.SNAPSHOTS),
     log:
         f"{LOGS}/finetune/{RUN}.log",
     benchmark:
-        f"{BENCHMARKS}/finetune/{RUN}.tsv"
+        f"{BENCHMARKS}/{layout.FINETUNE_SECONDS}"
     conda:
         ENVIRONMENT
     threads: lambda wildcards: 2 * processes(wildcards)
     resources:
         mem_mb=megabytes(4000),
-        runtime=minutes(240),
-        gpu=processes,
+        runtime=minutes(time_of_student),
+        gpu=gpus_of_processes,
     params:
         program=program,
+        device=device,
         folder=folder_of_shards,
         shards=names_of_shards,
         image_set=image_set,
         settings=flags_of("finetune", "model", "method"),
+        record=record_of("finetune", "model", "method"),
         code=code("finetune"),
         made_from=made_from("finetune"),
     message:
@@ -36,4 +37,4 @@ rule finetune:
         " --shard-folder {params.folder:q} --shards {params.shards:q}"
         " --bits {wildcards.bits:q} --method {wildcards.method:q} --image-set {params.image_set:q}"
         " --seed {wildcards.seed:q} {params.settings:q} --output {output.student:q}"
-        " --snapshots {output.snapshots:q} --threads {threads} > {log:q} 2>&1"
+        " --snapshots {output.snapshots:q} --device {params.device:q} --threads {threads} > {log:q} 2>&1"

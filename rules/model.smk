@@ -3,9 +3,9 @@
 
 rule fetch:
     output:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
         download=ensure(
-            f"{RESULTS}/models/{{model}}/download",
+            at(layout.DOWNLOAD),
             non_empty=True,
             sha256=lambda wildcards: PLAN.models[wildcards.model].sha256.lower(),
         ),
@@ -25,7 +25,8 @@ rule fetch:
         runtime=minutes(30),
     params:
         settings=flags_of("model", "model"),
-        factory=flags_of("factory", "model"),
+        record=record_of("model", "model"),
+        factory=factory,
         code=code("fetch"),
     message:
         "Fetching the pretrained {wildcards.model}."
@@ -37,7 +38,7 @@ rule fetch:
 # A zoo's file stays in the store, which other models and other folders share.
 rule fetch_zoo:
     output:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
     log:
         f"{LOGS}/fetch_zoo/{{model}}.log",
     benchmark:
@@ -54,10 +55,39 @@ rule fetch_zoo:
         runtime=minutes(30),
     params:
         settings=flags_of("model", "model"),
-        places=places,
+        record=record_of("model", "model"),
         code=code("fetch"),
     message:
         "Fetching the pretrained {wildcards.model} of the zoo."
     shell:
         "python -m synq fetch-zoo --name {wildcards.model:q} {params.settings:q}"
-        " {params.places:q} --output {output.teacher:q} > {log:q} 2>&1"
+        " --output {output.teacher:q} > {log:q} 2>&1"
+
+
+# Whether the network fits the methods of the grid, in seconds and before any image is made. No record
+# is kept of the parameters: what an inspection reruns for is a new teacher. Where it has run before,
+# `misfits` looks what it found, for methods that came later.
+rule inspect:
+    input:
+        teacher=at(layout.TEACHER),
+    output:
+        inspection=at(layout.INSPECTION),
+    log:
+        f"{LOGS}/inspect/{{model}}.log",
+    benchmark:
+        f"{BENCHMARKS}/inspect/{{model}}.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=megabytes(3000),
+        runtime=minutes(10),
+    params:
+        required=lambda wildcards, threads: needs(PLAN, wildcards.model),
+        recipe=lambda wildcards, threads: inspected(wildcards.model),
+    message:
+        "Looking whether {wildcards.model} fits."
+    shell:
+        "python -m synq inspect --teacher {input.teacher:q} --require {params.required:q}"
+        " --recipe {params.recipe:q} --json {output.inspection:q} > {log:q} 2>&1"

@@ -1,16 +1,18 @@
 # The images that students are trained on, a job a shard. Synthesis has the network as its only
-# input; an image set with source: real reads the few real images that the user names.
+# input; an image set with source: real reads the few real images that the user names. The inspection
+# only has to be there: what it says changes no image.
 
 
 rule synthesize:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
+        inspection=ancient(at(layout.INSPECTION)),
     output:
-        shard=f"{RESULTS}/synthetic/{SHARD}.h5",
+        shard=at(layout.SHARD),
     log:
         f"{LOGS}/synthesize/{SHARD}.log",
     benchmark:
-        f"{BENCHMARKS}/images/{SHARD}.tsv"
+        f"{BENCHMARKS}/{layout.SHARD_SECONDS}"
     wildcard_constraints:
         image_set=image_sets_from("synthesis"),
     conda:
@@ -18,10 +20,13 @@ rule synthesize:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(120),
+        runtime=minutes(time_of_shard),
+        gpu=int(GPUS > 0),
     params:
         classes=classes,
+        device=device,
         settings=flags_of("images", "model", "image_set"),
+        record=record_of("images", "model", "image_set"),
         code=code("synthesize"),
         made_from=made_from("synthesize"),
     message:
@@ -30,18 +35,19 @@ rule synthesize:
     shell:
         "python -m synq synthesize --teacher {input.teacher:q} --output {output.shard:q}"
         " --classes {params.classes:q} --seed {wildcards.seed:q} {params.settings:q}"
-        " --threads {threads} > {log:q} 2>&1"
+        " --device {params.device:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule collect:
     input:
-        teacher=f"{RESULTS}/models/{{model}}/teacher.safetensors",
+        teacher=at(layout.TEACHER),
+        inspection=ancient(at(layout.INSPECTION)),
     output:
-        shard=f"{RESULTS}/synthetic/{SHARD}.h5",
+        shard=at(layout.SHARD),
     log:
         f"{LOGS}/collect/{SHARD}.log",
     benchmark:
-        f"{BENCHMARKS}/images/{SHARD}.tsv"
+        f"{BENCHMARKS}/{layout.SHARD_SECONDS}"
     wildcard_constraints:
         image_set=image_sets_from("real"),
     conda:
@@ -49,10 +55,13 @@ rule collect:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(30),
+        runtime=minutes(time_of_shard),
+        gpu=int(GPUS > 0),
     params:
         classes=classes,
+        device=device,
         settings=flags_of("images", "model", "image_set"),
+        record=record_of("images", "model", "image_set"),
         code=code("collect"),
         made_from=made_from("collect"),
     message:
@@ -61,4 +70,4 @@ rule collect:
     shell:
         "python -m synq collect --teacher {input.teacher:q} --output {output.shard:q}"
         " --classes {params.classes:q} --seed {wildcards.seed:q} {params.settings:q}"
-        " --threads {threads} > {log:q} 2>&1"
+        " --device {params.device:q} --threads {threads} > {log:q} 2>&1"

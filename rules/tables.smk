@@ -11,7 +11,7 @@ rule accuracy:
             caption="../workflow/report/accuracy.rst",
             category="Tables",
         ),
-        others=multiext(f"{RESULTS}/tables/accuracy", ".csv", ".tex"),
+        others=tables("accuracy", "csv", "tex"),
     log:
         f"{LOGS}/accuracy.log",
     benchmark:
@@ -24,7 +24,7 @@ rule accuracy:
         mem_mb=megabytes(1000),
         runtime=minutes(10),
     params:
-        folder=folder_of_runs,
+        folder=FOLDER_OF_RUNS,
         metrics=names_of_runs("metrics"),
         exports=names_of_runs("exports"),
         benchmarks=BENCHMARKS,
@@ -43,11 +43,11 @@ rule ablation:
         metrics=ablation_metrics,
     output:
         markdown=report(
-            f"{RESULTS}/tables/ablation.md",
+            tables("ablation", "md"),
             caption="../workflow/report/ablation.rst",
             category="Tables",
         ),
-        others=multiext(f"{RESULTS}/tables/ablation", ".csv", ".tex"),
+        others=tables("ablation", "csv", "tex"),
     log:
         f"{LOGS}/ablation.log",
     benchmark:
@@ -60,7 +60,7 @@ rule ablation:
         mem_mb=megabytes(1000),
         runtime=minutes(10),
     params:
-        folder=folder_of_runs,
+        folder=FOLDER_OF_RUNS,
         metrics=names_of_runs("metrics"),
         full=PLAN.ablation.full,
         code=code("tables"),

@@ -118,7 +118,20 @@ COMMANDS = {
         "tell what of a teacher is quantized and whether it fits, before any work",
         {
             **_TEACHER,
-            "json": _path("a JSON file to write, with all of it", required=False),
+            "require": _word(
+                "settings of methods that it must fit, too (default: none)",
+                required=False,
+                nargs="*",
+                default=[],
+                metavar="METHOD:SETTING=VALUE",
+            ),
+            "recipe": _word(
+                "what the teacher is made of, for the record",
+                required=False,
+                default="",
+                metavar="X",
+            ),
+            "json": _path("a JSON file to write all of it to, and not here", required=False),
         },
         computes=False,
     ),
@@ -159,7 +172,7 @@ COMMANDS = {
         {"calibration": Calibration, "settings": Finetune},
     ),
     "evaluate-teacher": Command(
-        "evaluate.evaluate_teacher",
+        "evaluate_teacher.evaluate_teacher",
         "measure the full-precision network on the test images",
         {**_TEACHER, "output": _path("the JSON file to write")},
         {"test": TestSet, "settings": Evaluation},
@@ -272,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"synq: error: {error}", file=sys.stderr)
         return 2
-    if "output" in values:
+    if not values.keys().isdisjoint(("output", "json")):
         _set_back(values)
     return code
 

@@ -44,9 +44,10 @@ class DivergenceError(UserError):
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """``'; did you mean x?'``, or a list of what there is."""
+    """``'; did you mean x?'``, or a list of what there is. A part less is nearer than a letter."""
     known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
+    close = [end for end in known if str(name).endswith(f"_{end}")]
+    close = sorted(close, key=len)[-1:] or difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {close[0]}?" if close else f"there is {', '.join(known) or 'none'}"
 
 

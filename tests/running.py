@@ -29,6 +29,7 @@ HARD = f"{RESULTS}/synthetic/digits-resnet20/hard/seed0"
 UNLABELLED = f"{RESULTS}/synthetic/digits-resnet20/unlabelled/seed0"
 EVERYTHING = {
     "fetch": 1,
+    "inspect": 1,
     "evaluate_teacher": 1,
     "synthesize": 4,
     "finetune": 2,

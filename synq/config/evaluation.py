@@ -9,4 +9,4 @@ from synq.config.fields import setting
 class Evaluation:
     """Accuracy on the real test images."""
 
-    evaluation_batch_size: int = setting(256, "images a forward", minimum=1)
+    batch_size: int = setting(256, "images a forward", minimum=1)

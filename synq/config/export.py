@@ -12,7 +12,7 @@ class Export:
     format: str = setting(
         "onnx", "what the selected student is written as, too", choices=("onnx", "none")
     )
-    export_images: int = setting(
+    images: int = setting(
         1000, "synthetic images on which the runtime is compared with torch, at most", minimum=1
     )
     least_agreement: float = setting(

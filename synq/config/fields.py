@@ -132,8 +132,8 @@ def flags(settings: Any, *, only: Collection[str] = (), without: Collection[str]
 
     ``only`` and ``without`` name settings, to have those alone or all others.
     """
-    words: list[str] = []
-    for name, (field, kind) in settings_of(type(settings)).items():
+    found: list[str] = []
+    for name, (field, _) in settings_of(type(settings)).items():
         value = getattr(settings, name)
         if name in without or (only and name not in only):
             continue
@@ -142,12 +142,16 @@ def flags(settings: Any, *, only: Collection[str] = (), without: Collection[str]
         least = field.metadata["minimum"]
         if value in ("", ()) or (least is not None and value == field.default and value < least):
             continue
-        words.append("--" + name.replace("_", "-"))
-        if typing.get_origin(kind) is tuple:
-            words.extend(str(entry) for entry in value)
-        else:
-            words.append(str(value).lower() if isinstance(value, bool) else str(value))
-    return words
+        found.append("--" + name.replace("_", "-"))
+        found.extend(words(value))
+    return found
+
+
+def words(value: Any) -> list[str]:
+    """A setting's value as the words of a command line."""
+    if isinstance(value, tuple):
+        return [str(entry) for entry in value]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
 
 
 PRECISIONS = ("float32", "bfloat16")

@@ -1,25 +1,62 @@
 """Digest of the code that a stage runs, so that a change to it counts as a reason to rerun."""
 
 import ast
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
 import os
 from pathlib import Path
+from typing import TypeGuard
 
 PACKAGE = Path(__file__).parents[1]
 
+# Modules, and folders of them, that change no number of the stages that import them. A stage whose
+# result they are names them in PRODUCTS.
+UNCOUNTED = {
+    "errors": "what a refusal says",
+    "config": "settings count by value, in recorded.py",
+    "runtime.devices": "which of several equal GPUs a process takes",
+    "runtime.progress": "bars and lines in a log",
+    "io.disk": "how a full disk is survived",
+    "io.download": "every file is checked by its hash",
+    "quantization.coverage": "refuses networks, and alters none",
+    "quantization.trace": "what coverage looks with",
+    "reporting.inspection": "tells of networks, and alters none",
+}
 
-def digest(module: str) -> str:
-    """16 hexadecimal digits over ``module`` and every module of the package that it imports.
+# What else is in a stage's result: modules, and files by their name.
+PRODUCTS = {
+    "inspect": ("quantization.coverage", "quantization.trace", "reporting.inspection"),
+    "tables": ("config.published", "config/published.csv"),
+}
 
-    ``module`` is a dotted name below the package, e.g. ``stages.synthesize``. The digest is of the
-    syntax trees without docstrings: comments, documentation and formatting do not count.
+
+def stage_digest(stage: str) -> str:
+    """Digest of a stage's code, e.g. of ``synthesize``, and of what else its result is made of."""
+    return digest(f"stages.{stage}", *PRODUCTS.get(stage, ()))
+
+
+def digest(*roots: str) -> str:
+    """16 hexadecimal digits over ``roots`` and every module of the package that they import.
+
+    Roots are dotted names below the package, e.g. ``stages.synthesize``, or names of files with
+    data. Of modules the digest is of the syntax trees without docstrings and the texts of errors:
+    comments, documentation, formatting and refusals do not count, nor do imports of UNCOUNTED.
     """
     seen: dict[str, str] = {}
-    _collect(module, seen)
+    for root in roots:
+        if "/" in root:
+            seen[root] = hashlib.sha256((PACKAGE / root).read_bytes()).hexdigest()
+        else:
+            _collect(root, seen)
     text = "\n".join(f"{name} {seen[name]}" for name in sorted(seen))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def counted(module: str) -> bool:
+    """Whether a module that a stage imports changes its numbers."""
+    return not any(module == name or module.startswith(f"{name}.") for name in UNCOUNTED)
 
 
 def factory_digest(factory: str) -> str:
@@ -32,7 +69,7 @@ def factory_digest(factory: str) -> str:
     if file is None:
         return ""
     try:
-        text = ast.dump(_tree(file))
+        text = ast.dump(_tree(file.read_text(encoding="utf-8")))
     except (SyntaxError, UnicodeDecodeError):
         text = file.read_bytes().hex()
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -91,20 +128,34 @@ def _collect(module: str, seen: dict[str, str]) -> None:
     file = path(module)
     if module in seen or file is None:
         return
-    tree = _tree(file)
-    seen[module] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-    for name in imported(tree):
+    seen[module], imports = _read(file.read_text(encoding="utf-8"))
+    for name in filter(counted, imports):
         _collect(name, seen)
 
 
-def _tree(file: Path) -> ast.Module:
-    """The syntax tree of a file without docstrings."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+@functools.cache
+def _read(text: str) -> tuple[str, frozenset[str]]:
+    """The SHA-256 of a module's tree, and what it imports."""
+    tree = _tree(text)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(imported(tree))
+
+
+def _tree(text: str) -> ast.Module:
+    """The syntax tree of a module without docstrings and without the texts of raised errors."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             body[0] = ast.Expr(ast.Constant(None))
+        if isinstance(node, ast.Raise) and _is_error(node.exc):
+            node.exc.args, node.exc.keywords = [], []
     return tree
+
+
+def _is_error(node: ast.expr | None) -> TypeGuard[ast.Call]:
+    """A call of a class that is named as an error, the text of which changes no number."""
+    name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+    return name.endswith("Error")
 
 
 def _is_docstring(node: ast.AST) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from synq.config.fields import setting
-from synq.config.published import PUBLISHED
+from synq.config.published import benchmarks
 from synq.errors import ConfigError
 
 DATASETS = ("none", "digits", "folder", "arrays", "cifar10", "cifar100")
@@ -60,7 +60,7 @@ class TestSet(Data):
     published: str = setting(
         "",
         "the papers' benchmark that model and test set are, to show their numbers beside",
-        choices=("", *PUBLISHED),
+        choices=("", *benchmarks()),
     )
 
 

@@ -14,7 +14,7 @@ class Synthesis:
     classes_per_shard: int = setting(
         1, "classes that one job optimises together, in one file", minimum=1
     )
-    synthesis_batch_size: int = setting(256, "images optimised together, at most", minimum=1)
+    batch_size: int = setting(256, "images optimised together, at most", minimum=1)
     iterations: int = setting(1000, "Adam steps on the pixels of a batch", minimum=1)
     pixel_learning_rate: float = setting(0.5, "Adam's learning rate", above=0)
     plateau_patience: int = setting(
@@ -74,22 +74,22 @@ class Synthesis:
     centre_iterations: int = setting(
         1500, "Adam steps on the calibration centres (deep_weight > 0)", minimum=1
     )
-    synthesis_augment: float = setting(
+    augment: float = setting(
         0.0,
         "probability that an iteration sees the batch cropped and flipped",
         minimum=0,
         maximum=1,
     )
-    synthesis_crop_min: float = setting(
+    crop_min: float = setting(
         0.4, "smallest share of the area that such a crop keeps", above=0, maximum=1
     )
-    synthesis_precision: str = setting(
+    precision: str = setting(
         "float32",
         "arithmetic of the network's convolutions and products; statistics, losses and pixels are "
         "float32 always",
         choices=PRECISIONS,
     )
-    synthesis_compile: str = setting(
+    compile: str = setting(
         "off",
         "torch.compile of the network, and its mode (prior: batchnorm): a sixth of the time less "
         "on a CPU, after half a minute; needs a C++ compiler, and on a GPU Triton",

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from synq.config.finetune import Finetune
 from synq.finetuning.losses import TERMS, View
 from synq.finetuning.saliency import activation_map
+from synq.models.features import cam_layer, feature_blocks, residual_units
 from synq.models.hooks import recorded
 from synq.models.judgement import difficulty
-from synq.models.structure import cam_layer, feature_blocks, residual_units
 from synq.runtime.process import autocast
 
 Shape = tuple[int, int, int]
 # What a term may read -> the layers that are recorded for it.
 LAYERS: Mapping[str, Callable[[nn.Module, Shape], list[str]]] = {
-    "branches": lambda model, shape: feature_blocks(model),
+    "branches": feature_blocks,
     "blocks": residual_units,
     "map": lambda model, shape: [cam_layer(model, shape)],
 }
@@ -75,6 +75,7 @@ class Objective:
                     # Without a perturbation nothing before the map has a gradient in the teacher,
                     # so the graph of its map begins there.
                     transform=_with_gradient if key == "map" else None,
+                    apart=True,
                 )
             )
             for key, names in self.layers.items()

@@ -12,12 +12,15 @@ def recorded(
     *,
     inputs: bool = False,
     transform: Callable[[Tensor], Tensor] | None = None,
+    apart: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield a dict that each forward fills with the modules' outputs (or inputs) by name.
 
     The dict holds the newest forward alone; the tensors keep their graph. With ``transform`` the
-    module's output is replaced by ``transform(output)``, and that is what is recorded. The hooks
-    are removed when the block ends, whatever ends it.
+    module's output is replaced by ``transform(output)``, and that is what is recorded. With
+    ``apart`` the network goes on with a copy: an activation or a sum that works in place alters
+    what it is given, and the record would hold that. The hooks are removed when the block ends,
+    whatever ends it.
     """
     record: dict[str, Tensor] = {}
     handles = []
@@ -27,11 +30,10 @@ def recorded(
             if inputs:
                 record[name] = args[0]
                 return None
-            if transform is None:
-                record[name] = output
-                return None
-            record[name] = transform(output)
-            return record[name]
+            record[name] = output if transform is None else transform(output)
+            if apart:
+                return record[name].clone()
+            return None if transform is None else record[name]
 
         return hook
 

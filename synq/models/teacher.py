@@ -121,6 +121,11 @@ def _check_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, T
         raise ArtifactError(f"{path} has a record that does not fit its weights; make it again")
 
 
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and statistics as they are stored."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
 def check_classes(classes: Sequence[int], teacher: Teacher) -> None:
     """ConfigError where the teacher has no such class."""
     for number in classes:

@@ -2,17 +2,20 @@
 
 import copy
 import dataclasses
+import functools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from synq.config.finetune import Finetune
+from synq.config.needs import unmet
 from synq.errors import ModelError
+from synq.models.features import cam_layer, feature_blocks
 from synq.models.outputs import told
-from synq.models.structure import batchnorms, cam_layer, feature_blocks
+from synq.models.structure import batchnorms
 from synq.quantization.convert import packed_bytes, quantize
 from synq.quantization.coverage import examine, refuse
 from synq.quantization.quantizers import Recipe
@@ -21,11 +24,25 @@ from synq.synthesis.patches import PatchReader, uses_patches
 WIDTHS = (32, 8, 4, 3, 2)
 
 
-def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+# What fits the settings of ``config.needs``: each refuses the other networks, as the stage would.
+CHECKS: dict[str, Callable[[nn.Module, tuple[int, int, int]], Any]] = {
+    "finetune.cam": cam_layer,
+    "finetune.feature_weight": feature_blocks,
+    "calibration.range_source": lambda model, _: batchnorms(model),
+    "synthesis.deep_weight": lambda model, _: batchnorms(model),
+    "synthesis.prior=batchnorm": lambda model, _: batchnorms(model),
+    "synthesis.prior=patches": PatchReader,
+}
+
+
+def inspect_model(
+    model: nn.Module, image_shape: tuple[int, int, int], required: Sequence[str] = ()
+) -> dict[str, Any]:
     """What ``synq inspect`` tells of a network, ready for JSON.
 
-    ``problems`` are the errors that the stages would end with, in their own words, and ``needs``
-    the settings without which fine-tuning would. The network fits where there is no problem.
+    ``problems`` are the errors that the stages would end with, in their own words, those of
+    ``required`` settings too, and ``needs`` the settings without which fine-tuning by the defaults
+    would. The network fits where there is no problem.
     """
     anatomy = examine(model, image_shape)
     layers = anatomy.of("layer")
@@ -42,13 +59,20 @@ def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
     student = copy.deepcopy(model)
     _attempt(quantization, lambda: refuse(anatomy))
     _attempt(quantization, lambda: quantize(student, Recipe(WIDTHS[-1], WIDTHS[-1])))
-    layer = _attempt([], lambda: cam_layer(model, image_shape))
-    blocks = _attempt([], lambda: feature_blocks(model)) or []
+    refusals: dict[str, list[str]] = {setting: [] for setting in CHECKS}
+    fitting = {
+        setting: _attempt(refusals[setting], functools.partial(check, model, image_shape))
+        for setting, check in CHECKS.items()
+    }
+    layer, blocks = fitting["finetune.cam"], fitting["finetune.feature_weight"] or []
+    refused = {setting: texts[0] for setting, texts in refusals.items() if texts}
     if layer is None and Finetune().cam != "off":
         needs.append("finetune.cam: off")
     if not blocks and Finetune().feature_weight > 0:
         needs.append("finetune.feature_weight: 0")
     problems = [*synthesis, *quantization[:1]]
+    # A network that has no BatchNorm layer is told so once.
+    problems += [] if problems else unmet(refused, required)
     return {
         **dataclasses.asdict(anatomy),
         "shared_activations": anatomy.shared_activations,
@@ -68,6 +92,7 @@ def inspect_model(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
         },
         "problems": problems,
         "needs": needs,
+        "refusals": refused,
         "fits": not problems,
     }
 

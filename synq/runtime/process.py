@@ -84,7 +84,7 @@ def compiled(network: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
             if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
             raise ConfigError(
-                f"synthesis.synthesis_compile is {mode}, but torch cannot compile the network here "
+                f"synthesis.compile is {mode}, but torch cannot compile the network here "
                 f"({reason(error)}); install a C++ compiler (for a GPU, Triton too), or write off"
             ) from error
         return logits

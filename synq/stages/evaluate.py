@@ -1,4 +1,4 @@
-"""Accuracy of the teacher, and of a run's students, on the real test images."""
+"""Accuracy of a run's students on the real test images."""
 
 import copy
 import dataclasses
@@ -11,52 +11,22 @@ from torch import nn
 
 from synq.config.evaluation import Evaluation
 from synq.config.images import TestSet
-from synq.data.datasets import Images, read
+from synq.data.datasets import Images
 from synq.errors import DataError
 from synq.io.artifacts import read_json, write_json
 from synq.io.shards import ShardSet, split
 from synq.io.students import Students
 from synq.models.teacher import Teacher, read_teacher
-from synq.quantization.convert import packed_bytes
 from synq.quantization.student import check_teacher, recipe_of, student_of
-from synq.reporting.accuracy import confusion, doubt, top1
+from synq.reporting.accuracy import top1
 from synq.runtime.process import prepare, versions
-from synq.runtime.progress import progress
+from synq.stages.evaluate_teacher import predictions, test_images
 
 # Bytes of the students that see the images at once: whoever has more of them, decodes them again.
 TOGETHER = 1 << 29
 
 
 AGREEMENT = "no test set: the percentages are agreement with the teacher on synthetic images"
-
-
-def evaluate_teacher(
-    *, teacher: Path, test: TestSet, settings: Evaluation, output: Path, device: str, threads: int
-) -> None:
-    """Write the full-precision accuracy and size; without a test set the size alone."""
-    network = read_teacher(teacher, prepare(device, threads))
-    accuracy, warning, count = None, "", 0
-    if test.dataset != "none":
-        images = _test_images(network, test)
-        (counts,) = _confusion([network.model], network, images, settings)
-        accuracy, warning, count = top1(counts), doubt(counts), len(images)
-    write_json(
-        output,
-        "teacher metrics",
-        {
-            "model": network.name,
-            "teacher_sha256": network.sha256,
-            "top1": accuracy,
-            "warning": warning,
-            "test_images": count,
-            "weight_bytes": packed_bytes(network.model, 32),
-            "versions": versions(),
-        },
-    )
-    shown = "no test set" if accuracy is None else f"top-1 {accuracy:.2f} % of {count} test images"
-    print(f"{network.name}: {shown}")
-    if warning:
-        print(f"warning: {warning}")
 
 
 def evaluate_run(
@@ -86,13 +56,13 @@ def evaluate_run(
         shard_set = ShardSet([shard_folder / path for path in shards], network.sha256)
         images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
     else:
-        images = _test_images(network, test)
+        images = test_images(network, test)
     student = student_of(network, recipe_of(record, snapshots))
     student.to(next(network.model.parameters()).device)
     accuracies: dict[int, float] = {}
     for epochs in _groups(students.epochs, student):
         models = [_loaded(student, students.student(epoch)) for epoch in epochs]
-        counts = _confusion(models, network, images, settings)
+        counts = predictions(models, network, images, settings)
         accuracies |= {epoch: top1(own) for epoch, own in zip(epochs, counts, strict=True)}
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
@@ -142,17 +112,6 @@ def _remarks(
         )
 
 
-def _test_images(network: Teacher, test: TestSet) -> Images:
-    return read(
-        test.dataset,
-        test,
-        "test",
-        classes=network.classes,
-        image_shape=network.image_shape,
-        name=network.name,
-    )
-
-
 def _held_out(network: Teacher, shards: ShardSet, holdout: float, settings: Evaluation) -> Images:
     """The held-out synthetic images, in [0, 1] for the most part, labelled as the teacher does."""
     _, held = split(shards.labels, holdout)
@@ -167,9 +126,7 @@ def _held_out(network: Teacher, shards: ShardSet, holdout: float, settings: Eval
     with torch.inference_mode():
         labels = [
             network.model(batch.to(device)).argmax(1).cpu()
-            for batch, _ in images.batches(
-                settings.evaluation_batch_size, network.mean, network.std
-            )
+            for batch, _ in images.batches(settings.batch_size, network.mean, network.std)
         ]
     return dataclasses.replace(images, labels=torch.cat(labels))
 
@@ -184,12 +141,3 @@ def _loaded(student: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
     own = copy.deepcopy(student)
     own.load_state_dict(state)
     return own
-
-
-def _confusion(
-    models: Sequence[nn.Module], network: Teacher, images: Images, settings: Evaluation
-) -> torch.Tensor:
-    size = settings.evaluation_batch_size
-    batches = images.batches(size, network.mean, network.std)
-    shown = progress(batches, "evaluation", -(-len(images) // size))
-    return confusion(models, shown, network.classes)

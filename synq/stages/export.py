@@ -51,7 +51,7 @@ def export_student(
         network.classes,
         network.image_shape,
     )
-    count = min(len(shard_set), settings.export_images)
+    count = min(len(shard_set), settings.images)
     rows = torch.linspace(0, len(shard_set) - 1, count, dtype=torch.float64).long()
     about = {
         **{key: made[key] for key in ("model", "bits", "method", "seed", "epoch")},

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from synq.errors import ModelError
 from synq.io.artifacts import write_json
 from synq.models.teacher import read_teacher
 from synq.quantization.trace import QUANTIZED
@@ -18,24 +19,32 @@ RIGHT = HEADERS.index("multiply-adds")
 NAMED = 3  # of a long list in one line; the table and the JSON file have them all
 
 
-def inspect(*, teacher: Path, json: Path | None) -> int:
-    """Print it, write it to ``json`` where that is given; 0 where the network fits, or else 2."""
+def inspect(*, teacher: Path, require: Sequence[str], recipe: str, json: Path | None) -> None:
+    """Print all of it, or write it to ``json`` and print the last line alone.
+
+    ModelError, in one line, where the network does not fit: no run of it would end well, or none of
+    those with the settings in ``require``.
+    """
     network = read_teacher(teacher, torch.device("cpu"))
-    found = inspect_model(network.model, network.image_shape)
+    found = inspect_model(network.model, network.image_shape, require)
     if json is not None:
         about = {
             "model": network.name,
             "teacher_sha256": network.sha256,
             "input": list(network.image_shape),
             "classes": network.classes,
+            "recipe": recipe,
             "versions": versions(),
         }
         write_json(json, "inspection", {**about, **found})
-    print(f"{network.name}: images of {_shape(network.image_shape)}, {network.classes} classes\n")
-    print(tabulate(rows(found), HEADERS, disable_numparse=True, colalign=_alignment()))
-    print("\n" + tabulate(facts(found), tablefmt="plain", disable_numparse=True) + "\n")
+    else:
+        shown = f"images of {_shape(network.image_shape)}, {network.classes} classes"
+        print(f"{network.name}: {shown}\n")
+        print(tabulate(rows(found), HEADERS, disable_numparse=True, colalign=_alignment()))
+        print("\n" + tabulate(facts(found), tablefmt="plain", disable_numparse=True) + "\n")
+    if found["problems"]:
+        raise ModelError(f"{network.name} does not fit: {'; '.join(found['problems'])}")
     print(verdict(found))
-    return 0 if found["fits"] else 2
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
@@ -96,9 +105,7 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def verdict(found: dict[str, Any]) -> str:
-    """The last line: ``fits``, with the settings that it needs, or ``does not fit`` and why."""
-    if found["problems"]:
-        return "does not fit: " + "; ".join(found["problems"])
+    """The last line of a network that fits, with the settings that it needs."""
     return f"fits, with {' and '.join(found['needs'])}" if found["needs"] else "fits"
 
 

@@ -7,7 +7,6 @@ import torch
 from synq.config.synthesis import Synthesis
 from synq.io.shards import write_shard
 from synq.models.teacher import check_classes, read_teacher, shard_record
-from synq.quantization.coverage import require_modules
 from synq.runtime.process import generator_for, prepare
 from synq.synthesis.centres import calibration_centres
 from synq.synthesis.synthesize import synthesize
@@ -27,8 +26,6 @@ def synthesize_shard(
     target = prepare(device, threads)
     network = read_teacher(teacher, target)
     check_classes(classes, network)
-    # Before the hours that the images take, and not after them.
-    require_modules(network.model, network.image_shape)
     centres = None
     if settings.deep_weight > 0:
         # Every shard needs the same centres, so they depend on the seed and not on the classes.

@@ -7,6 +7,7 @@ from typing import Any
 import pandas
 from tabulate import tabulate
 
+from synq.config import layout
 from synq.errors import ConfigError
 from synq.io.artifacts import atomic, read_json
 from synq.reporting.tables import KEYS, ablation_table, accuracy_table, readable, remarks
@@ -66,13 +67,12 @@ def _run(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 def _seconds(benchmarks: Path, entry: dict[str, Any]) -> dict[str, float]:
     """Seconds of each stage of a run, of all its shards together; nan where one is not known."""
-    seed = f"seed{entry['seed']}"
-    run = Path(entry["model"], entry["bits"], entry["method"], f"{seed}.tsv")
-    images = Path(entry["model"], entry["image_set"], seed)
     files = {
-        "synthesis": [Path("images", images, f"{shard}.tsv") for shard in entry["shards"]],
-        "finetune": [Path("finetune", run)],
-        "evaluate": [Path("evaluate", run)],
+        "synthesis": [
+            layout.SHARD_SECONDS.format(**entry, shard=shard) for shard in entry["shards"]
+        ],
+        "finetune": [layout.FINETUNE_SECONDS.format(**entry)],
+        "evaluate": [layout.EVALUATE_SECONDS.format(**entry)],
     }
     return {
         stage: sum(_read_seconds(benchmarks / path) for path in paths)

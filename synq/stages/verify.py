@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from synq.config import layout
 from synq.config.plan import shard_name
 from synq.errors import ArtifactError, ConfigError, FormatError
 from synq.io.artifacts import FORMER, file_sha256, read_checkpoint, read_json
@@ -14,8 +15,8 @@ from synq.io.hdf5 import refusing
 from synq.io.shards import REMEDY, open_shard
 from synq.io.students import Students
 
-FOLDERS = ("models", "synthetic", "runs")
 KINDS = ("damaged", "stale", "older", "left over")
+RUN_FILES = (layout.STUDENT, layout.SNAPSHOTS, layout.METRICS, layout.EXPORT, layout.ONNX)
 
 
 @dataclass(frozen=True)
@@ -72,24 +73,30 @@ class Walk:
     def check_teacher(self, path: Path, found: object, model: str) -> None:
         if found != self.teachers.get(model):
             other = "another teacher than" if model in self.teachers else "a teacher that is not"
-            self.find("stale", path, f"was made from {other} models/{model}/teacher.safetensors")
+            teacher = layout.TEACHER.format(model=model)
+            self.find("stale", path, f"was made from {other} {teacher}")
 
 
 def verify(*, results: Path) -> int:
     """Print what is wrong below ``results``; 1 unless all is well or left over, else 0."""
     if not results.is_dir():
         raise ConfigError(f"{results} is not a folder; name the folder of results")
-    if not any((results / name).is_dir() for name in FOLDERS):
-        raise ConfigError(f"{results} holds no {', no '.join(FOLDERS)}; is it a folder of results?")
+    if not any((results / name).is_dir() for name in layout.ARTIFACTS):
+        folders = ", no ".join(layout.ARTIFACTS)
+        raise ConfigError(f"{results} holds no {folders}; is it a folder of results?")
     walk = Walk(results)
-    for path in sorted(results.glob("models/*/teacher.safetensors")):
-        _teacher(walk, path)
-    for path in sorted(results.glob("models/*/metrics.json")):
-        _teacher_metrics(walk, path)
-    for path in sorted(results.glob("synthetic/*/*/*/*.h5")):
-        _shard(walk, path)
-    for path in sorted(results.glob("runs/*/*/*/*")):
-        _run(walk, path)
+    for path, names in layout.found(results, layout.TEACHER):
+        _teacher(walk, path, names["model"])
+    for template, kind in (
+        (layout.INSPECTION, "inspection"),
+        (layout.TEACHER_METRICS, "teacher metrics"),
+    ):
+        for path, names in layout.found(results, template):
+            _of_teacher(walk, path, kind, names["model"])
+    for path, names in layout.found(results, layout.SHARD):
+        _shard(walk, path, names)
+    for _, names in layout.found(results, f"{layout.RUNS}/{layout.RUN}"):
+        _run(walk, names)
     for former, name in FORMER.items():
         for path in sorted(results.glob(f"runs/*/*/*/*/{former}")):
             walk.find("older", path, f"is of an older layout; delete it, {name} takes its place")
@@ -103,14 +110,13 @@ def verify(*, results: Path) -> int:
     return int(any(kind != "left over" for kind in kinds))
 
 
-def _teacher(walk: Walk, path: Path) -> None:
-    model = path.parent.name
+def _teacher(walk: Walk, path: Path, model: str) -> None:
     record = walk.opened(path, lambda: read_checkpoint(path, "teacher")[1])
     if record is None:
         return
     walk.teachers[model] = file_sha256(path)
     walk.check(path, record, name=model)
-    download = path.with_name("download")
+    download = walk.root / layout.DOWNLOAD.format(model=model)
     origin = str(record.get("origin"))
     if download.is_file() and " sha256:" in origin:
         digest = walk.opened(download, lambda: file_sha256(download))
@@ -118,52 +124,52 @@ def _teacher(walk: Walk, path: Path) -> None:
             walk.find("stale", download, "is not the file that the teacher beside it was made from")
 
 
-def _teacher_metrics(walk: Walk, path: Path) -> None:
-    metrics = walk.opened(path, lambda: read_json(path, "teacher metrics"))
-    if metrics is not None:
-        walk.check_teacher(path, metrics.get("teacher_sha256"), path.parent.name)
+def _of_teacher(walk: Walk, path: Path, kind: str, model: str) -> None:
+    found = walk.opened(path, lambda: read_json(path, kind))
+    if found is not None:
+        walk.check_teacher(path, found.get("teacher_sha256"), model)
 
 
-def _shard(walk: Walk, path: Path) -> None:
-    model, _, seed = path.relative_to(walk.root / "synthetic").parts[:3]
-
+def _shard(walk: Walk, path: Path, names: Mapping[str, str]) -> None:
     def read() -> dict[str, Any]:
         with open_shard(path) as file, refusing(path, REMEDY):
             texts = {key: str(file.attrs[key]) for key in ("model", "teacher_sha256", "checksum")}
             classes = [int(number) for number in file.attrs["classes"]]
             return {
                 **texts,
-                "seed": f"seed{file.attrs['seed']}",
+                "seed": str(file.attrs["seed"]),
                 "name": shard_name(classes[0], classes[-1]),
             }
 
     record = walk.opened(path, read)
     if record is None:
         return
-    walk.shards[str(path.relative_to(walk.root))] = record["checksum"]
-    walk.check(path, record, model=model, seed=seed, name=path.stem)
-    walk.check_teacher(path, record["teacher_sha256"], model)
+    walk.shards[layout.SHARD.format(**names)] = record["checksum"]
+    walk.check(path, record, model=names["model"], seed=names["seed"], name=names["shard"])
+    walk.check_teacher(path, record["teacher_sha256"], names["model"])
 
 
-def _run(walk: Walk, folder: Path) -> None:
+def _run(walk: Walk, names: Mapping[str, str]) -> None:
     """The files of one run; those that are missing are not made yet, which is no finding."""
-    student, snapshots = folder / "student.safetensors", folder / "students.safetensors"
+    student, snapshots, metrics, export, onnx = (
+        walk.root / template.format(**names) for template in RUN_FILES
+    )
     record = kept = None
     if snapshots.exists():
         kept = walk.opened(snapshots, lambda: _snapshots(snapshots))
     if student.exists():
         record = walk.opened(student, lambda: read_checkpoint(student, "student")[1])
     if kept is not None:
-        _student(walk, snapshots, kept)
+        _student(walk, snapshots, kept, names)
     if record is not None:
-        _student(walk, student, record)
+        _student(walk, student, record, names)
     if kept is not None and record is not None:
         shared = {k: v for k, v in kept.items() if k not in ("kind", "format", "checksum")}
         own = {key: record.get(key) for key in shared}
         if json.dumps(own, sort_keys=True) != json.dumps(shared, sort_keys=True):
             walk.find("stale", student, "and students.safetensors beside it are of two runs")
-    _metrics(walk, folder / "metrics.json", kept)
-    _export(walk, folder)
+    _metrics(walk, metrics, kept, names)
+    _export(walk, export, onnx, student, names)
 
 
 def _snapshots(path: Path) -> dict[str, Any]:
@@ -173,48 +179,45 @@ def _snapshots(path: Path) -> dict[str, Any]:
     return {**students.record, "checksum": students.checksum}
 
 
-def _student(walk: Walk, path: Path, record: Mapping[str, Any]) -> None:
-    model, seed = _place(walk, path, record)
-    names, checksums = record.get("shards"), record.get("shard_checksums")
-    if not (isinstance(names, list) and isinstance(checksums, list) and len(names)):
+def _student(walk: Walk, path: Path, record: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    _place(walk, path, record, names)
+    shards, checksums = record.get("shards"), record.get("shard_checksums")
+    if not (isinstance(shards, list) and isinstance(checksums, list) and len(shards)):
         walk.find("stale", path, "does not say which shards it was made from")
         return
-    for name, checksum in itertools.zip_longest(names, checksums):
-        place = f"synthetic/{model}/{record.get('image_set')}/{seed}/{name}.h5"
+    for shard, checksum in itertools.zip_longest(shards, checksums):
+        images = {"image_set": record.get("image_set"), "shard": shard}
+        place = layout.SHARD.format(**{**names, **images})
         if walk.shards.get(place) != checksum:
             other = "another" if place in walk.shards else "no whole"
             text = f"was made from images that are gone: there is {other} {place}"
             walk.find("stale", path, text)
 
 
-def _place(walk: Walk, path: Path, record: Mapping[str, Any]) -> tuple[str, str]:
-    """Compare a record with the run's folder; the model and the seed of that."""
-    model, bits, method, seed = path.parent.relative_to(walk.root / "runs").parts
-    found = {**record, "seed": f"seed{record.get('seed')}"}
-    walk.check(path, found, model=model, bits=bits, method=method, seed=seed)
-    walk.check_teacher(path, record.get("teacher_sha256"), model)
-    return model, seed
+def _place(walk: Walk, path: Path, record: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Compare a record with the run's folder."""
+    walk.check(path, {**record, "seed": str(record.get("seed"))}, **names)
+    walk.check_teacher(path, record.get("teacher_sha256"), names["model"])
 
 
-def _metrics(walk: Walk, path: Path, kept: Mapping[str, Any] | None) -> None:
+def _metrics(
+    walk: Walk, path: Path, kept: Mapping[str, Any] | None, names: Mapping[str, str]
+) -> None:
     metrics = walk.opened(path, lambda: read_json(path, "metrics")) if path.exists() else None
     if metrics is None:
         return
-    _place(walk, path, metrics)
+    _place(walk, path, metrics, names)
     if kept is not None and metrics.get("students_checksum") != kept["checksum"]:
         walk.find(
             "stale", path, "measured other students than those in students.safetensors beside it"
         )
 
 
-def _export(walk: Walk, folder: Path) -> None:
-    path, onnx, student = (
-        folder / n for n in ("export.json", "student.onnx", "student.safetensors")
-    )
+def _export(walk: Walk, path: Path, onnx: Path, student: Path, names: Mapping[str, str]) -> None:
     found = walk.opened(path, lambda: read_json(path, "export")) if path.exists() else None
     if found is None:
         return
-    _place(walk, path, found)
+    _place(walk, path, found, names)
     if student.is_file() and found.get("student_sha256") != file_sha256(student):
         walk.find("stale", path, "is of another student than student.safetensors beside it")
     if onnx.exists():
@@ -224,7 +227,7 @@ def _export(walk: Walk, folder: Path) -> None:
 
 
 def _left_over(results: Path) -> Iterator[Path]:
-    for folder in FOLDERS:
+    for folder in layout.ARTIFACTS:
         for path in sorted((results / folder).rglob("*")):
             if ".tmp." in path.name or path.suffix == ".work":
                 yield path

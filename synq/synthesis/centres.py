@@ -22,7 +22,7 @@ def calibration_centres(
     1,500 iterations of L = 5 CE + (1/L) sum_l w_l [...], w_l = 0.2 in the shallow layers and 1.1 in
     the deep ones. The variance is the total one: within the images and between them.
     """
-    reader = Statistician(teacher, image_shape, settings.synthesis_compile)
+    reader = Statistician(teacher, image_shape, settings.compile)
     weights = [0.2 if i < reader.first_deep else 1.1 for i in range(reader.count)]
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:

@@ -23,12 +23,12 @@ def batchnorm_prior(
     centres: Statistics | None,
 ) -> Prior:
     """w_bn L_bn + w_deep L_lbns: the statistics of training, and those of the centres."""
-    reader = Statistician(teacher, image_shape, settings.synthesis_compile)
+    reader = Statistician(teacher, image_shape, settings.compile)
     by_deviation = settings.statistic == "deviation"
     alignment = losses.deviation_alignment if by_deviation else losses.bn_alignment
 
     def prior(images: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(images.device, settings.synthesis_precision):
+        with autocast(images.device, settings.precision):
             logits, batch = reader(images)
         mean_term, variance_term = alignment(batch, reader.running)
         loss = settings.bn_weight * (mean_term + variance_term)
@@ -52,7 +52,7 @@ def patch_prior(
     def prior(images: Tensor) -> tuple[Tensor, Tensor]:
         with (
             recorded(reader.layers) as record,
-            autocast(images.device, settings.synthesis_precision),
+            autocast(images.device, settings.precision),
         ):
             logits = teacher(images).float()
         loss = settings.patch_weight * reader.loss(record, settings.patch_bandwidth)

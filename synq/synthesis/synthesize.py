@@ -47,8 +47,8 @@ def synthesize(
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
         seen = images
-        if torch.rand((), generator=generator) < settings.synthesis_augment:
-            crop = settings.synthesis_crop_min
+        if torch.rand((), generator=generator) < settings.augment:
+            crop = settings.crop_min
             seen = crop_and_flip(images, generator, crop_min=crop, flip=0.5)
         logits, loss = prior(seen)
         if settings.target != "none":
@@ -62,7 +62,7 @@ def synthesize(
         return judged(teacher, images, labels)
 
     device = next(teacher.parameters()).device
-    count = -(-len(labels) // settings.synthesis_batch_size)
+    count = -(-len(labels) // settings.batch_size)
     batches = [batch_of(part) for part in labels.tensor_split(count)]
     return Synthesized(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 

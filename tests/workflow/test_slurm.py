@@ -131,16 +131,15 @@ def test_the_whole_workflow_on_slurm(slurm: Path, fresh: Workflow) -> None:
     pytest.importorskip("snakemake_executor_plugin_slurm")
     # Too little memory for two fine-tunings, with whichever build of torch (460 MB or 930 MB).
     edit(fresh, "rules/finetune.smk", ("megabytes(4000)", "megabytes(350)"))
-    # One evaluation on a node, as the profile says. There it waits for the end of its time, once:
+    # The teacher's evaluation waits for the end of its time, once:
     # Slurm looks for jobs that are late twice a minute, and the other jobs run meanwhile.
     # A busy machine may need more than the second attempt's two minutes.
-    on_a_node = ("# - evaluate_teacher", "- evaluate_teacher")
-    edit(fresh, "profiles/slurm/profile.yaml", on_a_node, ("retries: 2", "retries: 5"))
+    edit(fresh, "profiles/slurm/profile.yaml", ("retries: 2", "retries: 5"))
     late = '"[ {resources.runtime} -gt 1 ] || sleep 600; python -m synq evaluate-teacher'
     edit(
         fresh,
         "rules/evaluate.smk",
-        ("minutes(60)", "minutes(1)"),
+        ("minutes(time_of_evaluation)", "minutes(1)"),
         ('"python -m synq evaluate-teacher', late),
     )
     output, found = submitted(fresh, "slurm")
@@ -155,7 +154,7 @@ def test_the_whole_workflow_on_slurm(slurm: Path, fresh: Workflow) -> None:
     assert not [job for job in found if job["Partition"] == "cpu" and gpus(job)]
 
     groups = of_rule(found, "shards")
-    assert [job["NumCPUs"] for job in groups] == ["2", "2"], found
+    assert [(job["NumCPUs"], gpus(job)) for job in groups] == [("1", 1), ("1", 1)], found
     assert not of_rule(found, "synthesize")
 
     for wildcards in {job["Comment"] for job in finetuned}:
@@ -171,8 +170,10 @@ def test_the_whole_workflow_on_slurm(slurm: Path, fresh: Workflow) -> None:
     assert {job["JobState"] for job in evaluated[:-1]} == {"TIMEOUT"}
     assert evaluated[-1]["JobState"] == "COMPLETED"
 
-    # The fetching, the other evaluations and the table ran here.
-    assert len(found) == len(groups + finetuned + evaluated)
+    # The fetching, the inspection, the exports and the table ran here.
+    students = of_rule(found, "evaluation")
+    assert {job["Partition"] for job in students} == {"gpu"}
+    assert len(found) == len(groups + finetuned + evaluated + students)
 
 
 def test_the_generic_profile_on_the_same_slurm(slurm: Path, fresh: Workflow) -> None:
@@ -180,8 +181,8 @@ def test_the_generic_profile_on_the_same_slurm(slurm: Path, fresh: Workflow) -> 
     shards = [f"{HARD}/classes-0000-0004.h5", f"{HARD}/classes-0005-0009.h5"]
     often = ["--seconds-between-status-checks", "2"]
     output, found = submitted(fresh, "cluster-generic", *often, "--", *shards)
-    assert jobs(output) == {"fetch": 1, "synthesize": 2}
+    assert jobs(output) == {"fetch": 1, "inspect": 1, "synthesize": 2}
     assert all((fresh.root / shard).is_file() for shard in shards)
     assert {job["JobState"] for job in found} == {"COMPLETED"}
-    # One group of two shards.
-    assert [(job["Partition"], gpus(job)) for job in found] == [("cpu", 0)]
+    # One group of two shards, on a GPU.
+    assert [(job["Partition"], gpus(job)) for job in found] == [("gpu", 1)]

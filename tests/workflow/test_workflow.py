@@ -137,14 +137,36 @@ def test_a_setting_of_an_image_set_remakes_that_set_and_its_users(workflow: Work
     assert shards(text) == {("hard", "classes-0000-0004"), ("hard", "classes-0005-0009")}
 
 
-def test_code_of_the_fine_tuning_remakes_students_and_no_images(workflow: Workflow) -> None:
-    append(workflow.root / "synq/finetuning/training.py", "\nCHANGED = True\n")
-    planned = jobs(workflow.plan())
-    assert planned == {"finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
+STUDENTS = {"finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
+
+
+@pytest.mark.parametrize(
+    ("module", "wanted"),
+    [
+        ("finetuning/losses.py", STUDENTS),
+        ("quantization/convert.py", STUDENTS),
+        ("config/published.py", {"accuracy": 1, "all": 1}),
+        ("reporting/inspection.py", {}),
+    ],
+)
+def test_edited_code_remakes_what_it_makes(
+    workflow: Workflow, module: str, wanted: dict[str, int]
+) -> None:
+    append(workflow.root / "synq" / module, "\nCHANGED = True\n")
+    assert jobs(workflow.plan()) == wanted
 
 
 def test_what_changes_no_result_remakes_nothing(workflow: Workflow) -> None:
     append(workflow.root / "synq/finetuning/training.py", "\n# A comment.\n")
+    for module in ("errors", "runtime/progress", "io/download"):
+        append(workflow.root / f"synq/{module}.py", "\nCHANGED = True\n")
+    for stage in ("finetune", "synthesis"):  # a new setting, at its default
+        file = workflow.root / f"synq/config/{stage}.py"
+        text = file.read_text("utf-8")
+        first = re.search(r"^    \w+: int = setting", text, re.MULTILINE)
+        assert first
+        added = f'    brightness: float = setting(1.0, "new")\n{first[0]}'
+        file.write_text(text.replace(first[0], added, 1), "utf-8")
     append(workflow.root / "config.yaml", "\n# A comment.\n")
     for path in (TEACHER, f"{HARD}/classes-0000-0004.h5"):
         os.utime(workflow.root / path)  # touched, with the same content
@@ -201,7 +223,13 @@ def test_every_kind_of_images_and_ranges_goes_through_the_workflow(workflow: Wor
 
 def test_methods_with_the_same_image_set_share_its_shards(workflow: Workflow) -> None:
     planned = jobs(workflow.plan(overlay="grid: {methods: [synq, none, filter, cam]}"))
-    assert planned == {"finetune": 3, "evaluate": 3, "export": 3, "accuracy": 1, "all": 1}
+    assert planned == {
+        "finetune": 3,
+        "evaluate": 3,
+        "export": 3,
+        "accuracy": 1,
+        "all": 1,
+    }
 
 
 def test_an_ablation_in_the_config_is_a_table_of_its_own(workflow: Workflow) -> None:
@@ -269,6 +297,52 @@ def test_a_mistake_in_the_config_is_one_line(
     assert sum("error" in line.lower() for line in lines) == 1
     assert "Traceback" not in ran.stdout
     assert not (workflow.root / "results").exists()
+
+
+PLAIN = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(30),
+                         nn.Flatten())
+"""
+
+
+def test_a_method_that_the_network_does_not_fit_is_one_line_before_any_image(
+    clone: Workflow, tmp_path: Path
+) -> None:
+    workflow = copied(clone, tmp_path / "clone", "")
+    (workflow.root / "own_nets.py").write_text(PLAIN, encoding="utf-8")
+    state = {"0.weight": torch.ones(4, 3, 3, 3), "0.bias": torch.ones(4)}
+    batchnorm = torch.nn.BatchNorm2d(4).state_dict()
+    torch.save(state | {f"1.{key}": value for key, value in batchnorm.items()}, tmp_path / "w.pth")
+    sha256 = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    overlay = f"""
+    grid: {{models: [own], methods: [synq, transformer]}}
+    models:
+      own: {{source: python, factory: 'own_nets:build', weights: '{tmp_path / "w.pth"}',
+            sha256: {sha256}, classes: 4, image_size: 32, mean: [0, 0, 0], std: [1, 1, 1]}}
+    """
+    ran = workflow.run(overlay=overlay)
+    assert ran.returncode == 1, ran.stdout
+    (line,) = [line for line in ran.stdout.splitlines() if line.startswith("synq: error:")]
+    assert line.startswith("synq: error: own does not fit: method transformer has synthesis.prior:")
+    assert not (workflow.root / RESULTS / "synthetic").exists()
+    log = workflow.bytes(f"{RESULTS}/logs/inspect/own.log").decode()
+    assert log.splitlines() == [line]
+
+
+def test_a_later_method_that_the_network_does_not_fit_is_one_line_too(workflow: Workflow) -> None:
+    ran = workflow.run("-n", overlay="grid: {methods: [synq, transformer]}")
+    assert ran.returncode == 2, ran.stdout
+    line = ran.stdout.strip().splitlines()[-1]
+    assert line.startswith(
+        "config error: digits-resnet20 does not fit: method transformer has synthesis.prior: "
+        "patches, but "
+    )
+    # Of another teacher nothing is known yet.
+    overlay = "{grid: {methods: [synq, transformer]}, train: {seed: 1}}"
+    assert jobs(workflow.plan(overlay=overlay))["inspect"] == 1
 
 
 # What goes wrong.
@@ -572,12 +646,14 @@ def test_every_rule_says_what_it_does_and_needs() -> None:
     wanted = {"message", "log", "benchmark", "conda", "threads", "resources"}
     rules = dict(_rules())
     assert set(rules) == {*EVERYTHING, "fetch_zoo", "collect", "ablation"} - {"all"}
+    on_gpu = {"synthesize", "collect", "finetune", "evaluate_teacher", "evaluate"}
     for name, body in rules.items():
         assert wanted - set(re.findall(r"^    (\w+):", body, re.MULTILINE)) == set(), name
         resources = re.search(r"^    resources:\n((?: {8}.+\n)+)", body, re.MULTILINE)
         assert resources, name
         assert {"mem_mb", "runtime"} <= set(re.findall(r"(\w+)=", resources[1])), name
-        assert name != "finetune" or "gpu=processes" in resources[1]
+        assert ("gpu=" in resources[1]) == (name in on_gpu)
+        assert ("--device {params.device:q}" in body) == (name in on_gpu)
 
 
 def test_a_command_with_a_thousand_shards_is_one_that_a_system_takes(workflow: Workflow) -> None:

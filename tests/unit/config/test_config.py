@@ -9,11 +9,13 @@ import yaml
 from synq import cli
 from synq.config.calibration import Calibration
 from synq.config.evaluation import Evaluation
+from synq.config.export import Export
 from synq.config.fields import convert, flags, settings_of
 from synq.config.finetune import Finetune
 from synq.config.grid import parse_bits
 from synq.config.images import TestSet
 from synq.config.model import PLACES, Model
+from synq.config.plan import STAGES as SECTIONS
 from synq.config.synthesis import Synthesis
 from synq.config.train import Train
 from synq.errors import ConfigError
@@ -61,7 +63,41 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
 
 def test_an_unknown_key_unlike_all_others_is_refused_with_what_there_is():
     text = message(convert, Evaluation, {"qqq": 1}, "evaluation")
-    assert text == "evaluation.qqq is not a setting; there is evaluation_batch_size"
+    assert text == "evaluation.qqq is not a setting; there is batch_size"
+
+
+@pytest.mark.parametrize(
+    ("cls", "former"),
+    [
+        (Synthesis, ["batch_size", "augment", "crop_min", "precision", "compile"]),
+        (
+            Train,
+            ["epochs", "batch_size", "learning_rate", "weight_decay", "crop_min", "noise", "seed"],
+        ),
+        (Evaluation, ["batch_size"]),
+        (Export, ["images"]),
+    ],
+)
+def test_a_name_that_repeats_its_section_is_refused_with_the_one_without(cls, former):
+    section = cls.__name__.lower()
+    for name in former:
+        text = message(convert, cls, {f"{section}_{name}": 1}, section)
+        assert text == f"{section}.{section}_{name} is not a setting; did you mean {name}?"
+
+
+def test_no_setting_repeats_the_name_of_its_section():
+    for section, cls in SECTIONS.items():
+        assert not [name for name in settings_of(cls) if name.startswith(f"{section}_")]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_no_two_settings_or_arguments_of_a_command_are_one_flag(name):
+    command = cli.COMMANDS[name]
+    names = [*command.arguments, *(["device", "threads"] if command.computes else [])]
+    for cls in command.settings.values():
+        names += settings_of(cls)
+    twice = {word for word in names if names.count(word) > 1}
+    assert not twice, f"{name} would have these flags twice; name one of each otherwise: {twice}"
 
 
 @pytest.mark.parametrize("name", ["source", "architecture"])

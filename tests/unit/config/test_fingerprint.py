@@ -40,7 +40,6 @@ def test_stages_have_different_digests():
         "stages/synthesize.py",
         "synthesis/synthesize.py",  # which it imports
         "data/augment.py",  # which that imports
-        "errors.py",
     ],
 )
 def test_code_that_the_stage_reaches_changes_the_digest(package, module):
@@ -57,7 +56,8 @@ def test_a_changed_constant_inside_a_function_changes_the_digest(package):
 
 
 @pytest.mark.parametrize(
-    "module", ["finetuning/training.py", "data/datasets.py", "stages/evaluate.py", "cli.py"]
+    "module",
+    ["finetuning/training.py", "data/datasets.py", "stages/evaluate.py", "cli.py", "errors.py"],
 )
 def test_code_that_the_stage_does_not_reach_leaves_the_digest(package, module):
     before = source.digest("stages.synthesize")
@@ -66,7 +66,9 @@ def test_code_that_the_stage_does_not_reach_leaves_the_digest(package, module):
     assert source.digest("stages.synthesize") == before
 
 
-@pytest.mark.parametrize("where", ["stages/synthesize.py", "synthesis/synthesize.py", "errors.py"])
+@pytest.mark.parametrize(
+    "where", ["stages/synthesize.py", "synthesis/synthesize.py", "models/build.py"]
+)
 def test_comments_docstrings_and_formatting_leave_the_digest(package, where):
     before = source.digest("stages.synthesize")
     file = package / where
@@ -90,18 +92,32 @@ def test_a_text_that_is_no_docstring_changes_the_digest(package):
 
 def test_a_new_module_counts_once_it_is_imported(package):
     (package / "extra.py").write_text("VALUE = 1\n", "utf-8")
-    before = source.digest("stages.tables")
+    before = source.stage_digest("tables")
     with open(package / "reporting/tables.py", "a", encoding="utf-8") as file:
         file.write("\n\ndef late():\n    from synq import extra\n\n    return extra\n")
-    imported = source.digest("stages.tables")
+    imported = source.stage_digest("tables")
     (package / "extra.py").write_text("VALUE = 2\n", "utf-8")
-    assert len({before, imported, source.digest("stages.tables")}) == 3
+    assert len({before, imported, source.stage_digest("tables")}) == 3
 
 
 def test_modules_that_import_each_other_have_a_digest(package):
     (package / "one.py").write_text("import synq.two\n", "utf-8")
     (package / "two.py").write_text("from synq.one import x\n", "utf-8")
-    assert source.digest("one") == source.digest("one") != source.digest("errors")
+    assert source.digest("one") == source.digest("one") != source.digest("two", "errors")
+
+
+def test_the_text_of_a_raised_error_leaves_the_digest_and_its_condition_does_not(package):
+    before = source.digest("stages.synthesize")
+    edited(package / "synthesis/synthesize.py", "is not finite", "is infinite")
+    assert source.digest("stages.synthesize") == before
+    edited(package / "models/teacher.py", "0 <= number", "1 <= number")
+    assert source.digest("stages.synthesize") != before
+
+
+def test_data_counts_by_its_bytes(package):
+    before = source.stage_digest("tables")
+    edited(package / "config/published.csv", "93.89", "93.88")
+    assert source.stage_digest("tables") != before
 
 
 @pytest.fixture

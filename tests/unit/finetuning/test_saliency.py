@@ -5,8 +5,8 @@ from torch import nn
 
 from synq.errors import ModelError
 from synq.finetuning.saliency import activation_map
+from synq.models.features import cam_layer
 from synq.models.hooks import recorded
-from synq.models.structure import cam_layer
 
 REFERENCE = Reference("step")
 LAYER = "features.stage3.unit3.body.conv2.conv"

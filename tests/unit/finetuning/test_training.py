@@ -14,7 +14,7 @@ from synq.finetuning import objective
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
 from synq.finetuning.training import Epochs, Progress, finetune, optimizer_for
-from synq.models.structure import feature_blocks
+from synq.models.features import feature_blocks
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import quantize
 from synq.quantization.quantizers import Recipe
@@ -189,7 +189,7 @@ def test_maps_without_a_perturbation_are_the_same_maps():
 def test_a_model_without_residual_branches_refuses_feature_alignment():
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
     with pytest.raises(ModelError, match="feature_weight: 0"):
-        feature_blocks(plain)
+        feature_blocks(plain, (3, 8, 8))
 
 
 class Shards:

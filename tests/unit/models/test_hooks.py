@@ -40,6 +40,17 @@ def test_transform_replaces_the_output():
     assert not record["first"].any()
 
 
+def test_a_record_that_is_apart_keeps_its_gradient_beside_an_activation_in_place():
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(inplace=True)).eval()
+    x = torch.randn(4, 2, 5, 5)
+    leaf = lambda output: output.detach().requires_grad_()  # noqa: E731
+    with recorded({"map": network[0]}, transform=leaf, apart=True) as record:
+        output = network(x)
+    (gradient,) = torch.autograd.grad(output.sum(), record["map"])
+    torch.testing.assert_close(record["map"], network[0](x))
+    torch.testing.assert_close(gradient, (record["map"] > 0).float())
+
+
 def test_hooks_are_gone_after_the_block_and_after_an_exception():
     network = model()
     with recorded({"first": network[0]}):

@@ -15,8 +15,9 @@ from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.errors import ModelError
+from synq.models.features import cam_layer
 from synq.models.hooks import recorded
-from synq.models.structure import attention_layers, cam_layer
+from synq.models.structure import attention_layers
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import activation_quantizers, packed_bytes, quantize
 from synq.quantization.coverage import require_modules

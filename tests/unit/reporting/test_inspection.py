@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from synq import cli
 from synq.config.model import Model
+from synq.errors import ConfigError
 from synq.models import teacher as networks
 from synq.models.build import build
 from synq.models.teacher import write_teacher
@@ -52,7 +53,7 @@ SHAPE = (1, 28, 28)
 def inspected(tmp_path, monkeypatch, capsys):
     """Runs the command on a network; its exit code, its lines and its JSON file."""
 
-    def run(model, shape, classes, *, name="own"):
+    def run(model, shape, classes, *, name="own", require=()):
         path, report = tmp_path / "teacher.safetensors", tmp_path / "report.json"
         settings = Model(
             source="torchvision",
@@ -64,10 +65,19 @@ def inspected(tmp_path, monkeypatch, capsys):
         facts = {"mean": [0.5] * shape[0], "std": [0.2] * shape[0], "origin": "random"}
         write_teacher(path, model.state_dict(), settings, name=name, **facts)
         monkeypatch.setattr(networks, "construct", lambda *_, **__: model)
-        code = cli.main(["inspect", "--teacher", str(path), "--json", str(report)])
-        captured = capsys.readouterr()
-        assert not captured.err
-        return code, captured.out.splitlines(), json.loads(report.read_text("utf-8"))
+        words = ["inspect", "--teacher", str(path), "--require", *require]
+        code = cli.main(words)
+        printed = capsys.readouterr()
+        assert cli.main([*words, "--json", str(report)]) == code
+        again = capsys.readouterr()
+        assert again.err == printed.err
+        lines = printed.out.splitlines()
+        # The file takes the place of all but the last line.
+        assert again.out.splitlines() == (lines[-1:] if code == 0 else [])
+        if code:
+            (error,) = printed.err.splitlines()
+            lines.append(error.removeprefix(f"synq: error: {name} "))
+        return code, lines, json.loads(report.read_text("utf-8"))
 
     return run
 
@@ -89,7 +99,7 @@ def test_an_own_network_that_fits(inspected):
     }
     assert fact(lines, "BatchNorm layers") == "1"
     assert fact(lines, "layer of the CAM") == "0"
-    assert fact(lines, "feature alignment") == "no block: finetune.feature_weight must be 0"
+    assert fact(lines, "feature alignment") == "1 blocks"
     expected = "0 quantized; in full precision 1 image, 1 adaptive_avg_pool2d"
     assert fact(lines, "inputs of the layers") == expected
     assert fact(lines, "parameters") == f"{200 + 8 + 16 + 224 + 7}, quantized 424"
@@ -166,6 +176,7 @@ def test_a_network_without_a_spatial_map_says_what_it_needs(inspected):
     code, lines, _ = inspected(model, SHAPE, 7)
     assert code == 0
     assert fact(lines, "layer of the CAM") == "none: finetune.cam must be off"
+    assert fact(lines, "feature alignment") == "no block: finetune.feature_weight must be 0"
     assert lines[-1] == "fits, with finetune.cam: off"
 
 
@@ -201,10 +212,37 @@ def test_a_residual_network_has_blocks_and_every_row(inspected):
     assert verdict(report) == lines[-1] == "fits"
 
 
-def test_synthesis_refuses_before_it_makes_an_image(inspected, tmp_path, capsys):
-    inspected(own(*normal(), Functional(8)), SHAPE, 7)
-    output = tmp_path / "shard.h5"
-    words = ["--teacher", str(tmp_path / "teacher.safetensors"), "--output", str(output)]
-    assert cli.main(["synthesize", *words, "--classes", "0", "--seed", "0"]) == 2
-    assert "3 calls F.relu in its forward" in capsys.readouterr().err
-    assert not output.exists()
+def test_what_methods_need_is_refused_in_one_line_that_names_them(inspected):
+    require = ["hast:finetune.feature_weight=1000.0", "released:finetune.feature_weight=1000.0"]
+    require += ["synq:calibration.range_source=generator"]
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 8, 28), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 7))
+    )
+    code, lines, report = inspected(model.eval(), SHAPE, 7, require=require)
+    assert code == 2
+    assert lines[-1].startswith(
+        "does not fit: methods hast, released have finetune.feature_weight: 1000.0, but the model"
+    )
+    assert lines[-1].endswith("set finetune.feature_weight: 0")
+    assert "synq" not in lines[-1]
+    assert "feature_weight: 0" in report["refusals"]["finetune.feature_weight"]
+
+
+@pytest.mark.parametrize(
+    ("word", "fits"),
+    [
+        ("m:finetune.cam=gradcam", True),
+        ("m:calibration.range_source=generator", True),
+        ("m:synthesis.deep_weight=0.02", True),
+        ("m:synthesis.prior=batchnorm", True),
+        ("m:synthesis.prior=patches", False),
+        ("m:finetune.feature_weight=1.0", True),
+    ],
+)
+def test_every_need_has_its_check(word, fits):
+    assert inspect_model(own(*normal()), SHAPE, [word])["fits"] == fits
+
+
+def test_a_need_that_is_unknown_is_refused():
+    with pytest.raises(ConfigError, match=r"'m:finetune\.kam=1'; write METHOD:SETTING=VALUE"):
+        inspect_model(own(*normal()), SHAPE, ["m:finetune.kam=1"])

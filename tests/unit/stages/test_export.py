@@ -39,7 +39,7 @@ def test_at_most_the_images_that_are_asked_for_are_compared(made, tmp_path, monk
         return 100.0, 0.0
 
     monkeypatch.setattr(export, "_compared", compared)
-    written(made, tmp_path, export_images=3)
+    written(made, tmp_path, images=3)
     assert seen == [0, 2, 5]
 
 

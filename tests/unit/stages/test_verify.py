@@ -20,7 +20,8 @@ from synq.io.artifacts import read_checkpoint, write_checkpoint
 from synq.io.hdf5 import seal
 from synq.models.build import build
 from synq.models.teacher import write_teacher
-from synq.stages.evaluate import evaluate_run, evaluate_teacher
+from synq.stages.evaluate import evaluate_run
+from synq.stages.evaluate_teacher import evaluate_teacher
 from synq.stages.export import export_student
 from synq.stages.finetune import finetune_student
 from synq.stages.synthesize import synthesize_shard
@@ -257,7 +258,7 @@ def test_files_in_the_place_of_others_are_stale(results, capsys):
     assert "class-0006.h5 is of name 'class-0005', not 'class-0006'" in text
     for name in ("student.safetensors", "students.safetensors", "metrics.json", "export.json"):
         assert f"runs/net/w3a3/synq/seed1/{name} is of bits 'w4a4', not 'w3a3'" in text
-        assert f"runs/net/w3a3/synq/seed1/{name} is of seed 'seed0', not 'seed1'" in text
+        assert f"runs/net/w3a3/synq/seed1/{name} is of seed '0', not '1'" in text
 
 
 def test_a_download_that_is_not_the_teachers_is_stale(results, capsys):

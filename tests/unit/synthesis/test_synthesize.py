@@ -72,7 +72,7 @@ def test_without_a_target_labels_do_not_matter():
         {"bn_weight": 0.4},
         {"pixel_learning_rate": 0.1},
         {"plateau_patience": 1},
-        {"synthesis_augment": 1.0},
+        {"augment": 1.0},
         {"iterations": 13},
         {"statistic": "deviation"},
         {"parameters": "fourier"},
@@ -80,17 +80,13 @@ def test_without_a_target_labels_do_not_matter():
     ids=str,
 )
 def test_every_switch_acts_on_the_images(change):
-    base = (
-        made()
-        if "synthesis_crop_min" not in change
-        else made(replace(SHORT, synthesis_augment=1.0))
-    )
+    base = made() if "crop_min" not in change else made(replace(SHORT, augment=1.0))
     assert not torch.equal(base.images, made(replace(SHORT, **change)).images)
 
 
 def test_crop_of_the_augmentation_acts():
-    settings = replace(SHORT, synthesis_augment=1.0)
-    other = made(replace(settings, synthesis_crop_min=0.9))
+    settings = replace(SHORT, augment=1.0)
+    other = made(replace(settings, crop_min=0.9))
     assert not torch.equal(made(settings).images, other.images)
 
 
@@ -126,7 +122,7 @@ def test_teacher_is_left_as_it_was():
 
 def test_batches_are_of_nearly_equal_size_and_in_the_order_of_the_labels():
     labels = torch.arange(7) % 10
-    result = made(replace(SHORT, synthesis_batch_size=3), labels=labels)
+    result = made(replace(SHORT, batch_size=3), labels=labels)
     assert torch.equal(result.labels, labels)
     assert result.images.shape == (7, *SHAPE)
     # Three batches of 3, 2 and 2 images draw their noise one after the other.
@@ -151,7 +147,7 @@ def test_a_compiled_network_gives_the_same_statistics_and_gradient():
         found.append((logits, *batch.means, *batch.variances, *torch.autograd.grad(loss, images)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    assert made(replace(SHORT, synthesis_compile="default")).confidence.shape == (4,)
+    assert made(replace(SHORT, compile="default")).confidence.shape == (4,)
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
@@ -159,7 +155,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
     with pytest.raises(ConfigError, match=r"no-such-compiler.*or write off") as caught:
-        made(replace(SHORT, synthesis_compile="default"))
+        made(replace(SHORT, compile="default"))
     assert "\n" not in str(caught.value)
     torch.compiler.reset()
 

@@ -1,0 +1,63 @@
+"""How long a job may take, from its settings: the only place with measured times.
+
+The unit is F, a full-precision forward of one image; the README's section on speed has the F of an
+image in each stage. On one core of a server a ResNet-18 at 224 px takes 42 ms and a CIFAR ResNet-20
+at 32 px 1.5 ms: 0.8 and 1.4 us a pixel. A GPU is taken for twenty such cores, which is far too
+little, and not measured. Limits are three times the estimate, and grow with each attempt.
+"""
+
+import math
+
+from synq.config.finetune import Finetune
+from synq.config.images import RealImages, TestSet
+from synq.config.model import Model
+from synq.config.synthesis import Synthesis
+
+SECONDS_A_PIXEL = 1.4e-6  # of a forward, on one core
+CORES_A_GPU = 20
+MARGIN = 3.0
+START = 10  # minutes that every job has: a file system may be slow, and torch is large
+IMAGE_SIZE = 224  # px, where only the zoo knows
+
+SYNTHESIS, TRAINING, FULL_TRAINING, EVALUATION = 2.4, 4.3, 12.0, 1.2  # F an image
+SNAPSHOTS_AT_ENDS = 3
+# Of a folder or an array the number of images is not known: ImageNet's.
+TEST_IMAGES = {"none": 0, "digits": 599, "cifar10": 10_000, "cifar100": 10_000}
+MOST_TEST_IMAGES = 50_000
+
+
+def synthesis_minutes(
+    model: Model, settings: Synthesis | RealImages, classes: int, *, gpu: bool
+) -> int:
+    """Of one shard with this many classes."""
+    images = settings.images_per_class * classes
+    if isinstance(settings, RealImages):
+        return _minutes(model, images, gpu=gpu)
+    passes = images * settings.iterations
+    if settings.deep_weight > 0:
+        # Every class has its centre, and every shard makes them all.
+        passes += model.classes * settings.centre_iterations
+    return _minutes(model, SYNTHESIS * passes, gpu=gpu)
+
+
+def finetune_minutes(model: Model, settings: Finetune, images: int, *, gpu: bool) -> int:
+    """Of one student that is trained on this many images."""
+    all_terms = settings.perturbation > 0 or settings.feature_weight > 0
+    step = FULL_TRAINING if all_terms else TRAINING
+    return _minutes(model, step * images * (settings.epochs + 1) / settings.processes, gpu=gpu)
+
+
+def evaluation_minutes(model: Model, test: TestSet, students: int, *, gpu: bool) -> int:
+    """Of this many students, each on the whole test set."""
+    images = TEST_IMAGES.get(test.dataset, MOST_TEST_IMAGES)
+    return _minutes(model, EVALUATION * images * students, gpu=gpu)
+
+
+def kept_students(settings: Finetune) -> int:
+    """The students that a fine-tuning leaves to evaluate, at most."""
+    return settings.epochs + 1 if settings.keep == "all" else SNAPSHOTS_AT_ENDS
+
+
+def _minutes(model: Model, forwards: float, *, gpu: bool) -> int:
+    seconds = forwards * (model.image_size or IMAGE_SIZE) ** 2 * SECONDS_A_PIXEL
+    return START + math.ceil(MARGIN * seconds / (CORES_A_GPU if gpu else 1) / 60)

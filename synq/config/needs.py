@@ -1,0 +1,63 @@
+"""What the runs of a config need of a network, to be found out before any image is made."""
+
+from collections.abc import Mapping, Sequence
+
+from synq.config.plan import Plan
+from synq.errors import ConfigError, nearest
+
+# The settings that not every network fits, with their value where it decides.
+SETTINGS = (
+    *("finetune.cam", "finetune.feature_weight", "calibration.range_source"),
+    *("synthesis.deep_weight", "synthesis.prior=batchnorm", "synthesis.prior=patches"),
+)
+
+
+def needs(plan: Plan, model: str) -> list[str]:
+    """``method:section.setting=value`` of the grid's methods: settings that not every network fits.
+
+    Empty for a model that is not in the grid: of it any run may be asked for by its file name.
+    """
+    if model not in plan.grid.models:
+        return []
+    found = []
+    for method in plan.grid.methods:
+        calibration = plan.settings("calibration", model, method=method)
+        finetune = plan.settings("finetune", model, method=method)
+        wanted = {
+            "finetune.cam": finetune.cam if finetune.cam != "off" else "",
+            "finetune.feature_weight": finetune.feature_weight or "",
+            "calibration.range_source": (
+                "generator" if calibration.range_source == "generator" else ""
+            ),
+        }
+        image_set = plan.methods[method].images
+        if plan.image_sets[image_set].stage == "synthesis":
+            images = plan.image_settings(model, image_set)
+            wanted["synthesis.prior"] = images.prior if images.prior != "auto" else ""
+            wanted["synthesis.deep_weight"] = images.deep_weight or ""
+        found += [f"{method}:{setting}={value}" for setting, value in wanted.items() if value]
+    return found
+
+
+def unmet(refusals: Mapping[str, str], required: Sequence[str]) -> list[str]:
+    """A line for each setting that a network does not fit, with the methods that have it.
+
+    ``refusals`` are what an inspection found: one of ``SETTINGS`` -> what the network lacks for it.
+    ``required`` are words as ``needs`` gives; another one raises ConfigError.
+    """
+    methods: dict[str, list[str]] = {}
+    for word in required:
+        method, _, setting = word.partition(":")
+        if not {setting, setting.partition("=")[0]} & set(SETTINGS):
+            raise ConfigError(
+                f"require has {word!r}; write METHOD:SETTING=VALUE, where {nearest(word, SETTINGS)}"
+            )
+        methods.setdefault(setting, []).append(method)
+    found = []
+    for setting, names in methods.items():
+        name, _, value = setting.partition("=")
+        refusal = refusals.get(setting) or refusals.get(name)
+        if refusal:
+            have = "method {} has" if len(names) == 1 else "methods {} have"
+            found.append(f"{have.format(', '.join(names))} {name}: {value}, but {refusal}")
+    return found

@@ -1,0 +1,240 @@
+"""Layers whose outputs fine-tuning aligns: ends of blocks, and the convolution of the CAM."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from synq.errors import ModelError
+from synq.models.hooks import recorded
+from synq.models.structure import attention_layers
+
+ADDITIONS = ("add", "iadd", "radd")
+# Where a network has no residual units, what stands for the end of a block.
+ACTIVATION_MODULES = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU)
+
+
+class _Made(NamedTuple):
+    """A tensor as it was at one moment: in-place functions give the same tensor another version."""
+
+    tensor: int
+    version: int
+
+
+class _Flow(TorchFunctionMode):
+    """One forward: which module made each feature map, what was summed, in which order.
+
+    ``makers`` are the modules that gave out a map, from the inside out; ``depth`` the convolutions
+    behind a tensor on the longest way.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.makers: dict[_Made, list[str]] = {}
+        self.visits: list[tuple[nn.Module, _Made, tuple[int, ...]]] = []
+        self.branches: list[_Made] = []
+        self._depth: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # so that no later tensor has the number of an earlier one
+
+    def run(self, image_shape: tuple[int, int, int]) -> None:
+        """Send one image of zeros through the model; it has no hook any more afterwards."""
+        image = next(self.model.parameters()).new_zeros(1, *image_shape)
+        with contextlib.ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                stack.callback(module.register_forward_hook(self._leave(name)).remove)
+            with torch.no_grad(), self:
+                self.model(image)
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                made = self._now(output)
+                self.makers.setdefault(made, []).append(name)
+                self.visits.append((module, made, tuple(output.shape[2:])))
+
+        return hook
+
+    def _now(self, tensor: Tensor) -> _Made:
+        self._alive.append(tensor)
+        return _Made(id(tensor), tensor._version)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "").strip("_")
+        given = [entry for entry in args if isinstance(entry, Tensor)]
+        for entry in args:
+            if isinstance(entry, list | tuple):
+                given += [inner for inner in entry if isinstance(inner, Tensor)]
+        depths = [self._depth.get(id(tensor), 0) for tensor in given]
+        if name in ADDITIONS and len(given) == 2 and _maps(*given) and max(depths) > 0:
+            # The deeper one is the branch; the other is what it is added to, or a projection of it.
+            self.branches.append(self._now(given[depths[1] > depths[0]]))
+        result = func(*args, **(kwargs or {}))
+        depth = max(depths, default=0) + name.startswith("conv")
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, Tensor):
+                self._alive.append(tensor)
+                self._depth[id(tensor)] = depth
+        return result
+
+
+def _maps(one: Tensor, other: Tensor) -> bool:
+    return one.dim() == 4 and one.shape == other.shape
+
+
+def feature_blocks(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    """Names of the layers whose outputs are aligned (HAST), in the order of execution.
+
+    By what they do and not by their names, which differ from zoo to zoo. Of one forward:
+
+    - each residual branch as it is before its sum: of the two summed maps, the one with more
+      convolutions behind it;
+    - of each depthwise-separable block, residual or not, the BatchNorm layer of the 1x1 convolution
+      that follows the depthwise one;
+    - where there is neither, the last BatchNorm layer of each size of the map.
+
+    These are the layers of HAST's program: the bodies of ResNet's units, all linear bottlenecks of
+    MobileNetV2, the pointwise BatchNorm layers of MobileNet. ModelError where there is none, and
+    where the network attends: its maps are no channels over space.
+    """
+    if not attention_layers(model):
+        flow = _Flow(model)
+        flow.run(image_shape)
+        chosen = [made for made in flow.branches if made in flow.makers]
+        chosen += _separable(flow)
+        chosen = chosen or _ends_of_sizes(flow)
+        order = list(flow.makers)
+        found = sorted(set(chosen), key=order.index)
+        # A residual branch is named after the outermost module that ends in it.
+        branches = set(flow.branches)
+        names = [flow.makers[made][-1 if made in branches else 0] for made in found]
+        if names:
+            return list(dict.fromkeys(names))
+    raise ModelError(
+        "the model has no residual branch, no depthwise block and no BatchNorm layer over a map "
+        "to align features of; set finetune.feature_weight: 0"
+    )
+
+
+def _pointwise(layer: nn.Conv2d | None) -> bool:
+    return layer is not None and layer.groups == 1 and set(layer.kernel_size) == {1}
+
+
+def _separable(flow: _Flow) -> list[_Made]:
+    found, waiting, last = [], False, None
+    for module, made, _ in flow.visits:
+        if isinstance(module, nn.Conv2d):
+            last = module
+            waiting = waiting or 1 < module.groups == module.in_channels
+        elif isinstance(module, nn.BatchNorm2d) and waiting and _pointwise(last):
+            found.append(made)
+            waiting = False
+    return found
+
+
+def _ends_of_sizes(flow: _Flow) -> list[_Made]:
+    ends: dict[tuple[int, ...], _Made] = {}
+    for module, made, size in flow.visits:
+        if isinstance(module, nn.BatchNorm2d) and math.prod(size) > 1:
+            ends[size] = made
+    return list(ends.values())
+
+
+def cam_layer(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
+    """Name of the last convolution, in the order of execution, whose output has over one pixel.
+
+    A 1x1 classifier convolution after the pooling (MobileNetV2) has a map of one pixel, which the
+    normalisation turns into a constant: aligning it would teach nothing. Nor is there a map where
+    attention follows the last such convolution, which only cuts the image into patches. Raises
+    ModelError in both cases.
+    """
+    attentions = attention_layers(model)
+    convolutions: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
+    example = next(model.parameters()).new_zeros(1, *image_shape)
+    with torch.no_grad(), recorded(convolutions | attentions) as record:
+        model(example)
+    # Some networks' own convolutions give a pair of maps (octave convolutions): not one to align.
+    spatial = [
+        name
+        for name, output in record.items()
+        if name in attentions
+        or (isinstance(output, Tensor) and output.shape[-1] * output.shape[-2] > 1)
+    ]
+    if not spatial:
+        raise ModelError(
+            "no convolution of the model has an output of more than one pixel, so there is no "
+            "class activation map; set finetune.cam: off"
+        )
+    if spatial[-1] in attentions:
+        raise ModelError(
+            "the model attends after its last convolution, so there is no class activation map of "
+            "a transformer; set finetune.cam: off"
+        )
+    return spatial[-1]
+
+
+class _Sums(TorchFunctionMode):
+    """The modules whose own forward adds two feature maps of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[nn.Module, None] = {}
+        self.running: list[nn.Module] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "").strip("_")
+        given = [entry for entry in args[:2] if isinstance(entry, Tensor)]
+        if name in ADDITIONS and len(given) == 2 and _maps(*given) and self.running:
+            self.found[self.running[-1]] = None
+        return func(*args, **(kwargs or {}))
+
+    @contextlib.contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Keep track of the module that is running."""
+        with contextlib.ExitStack() as stack:
+            for module in model.modules():
+                if module is not model:
+                    stack.callback(module.register_forward_pre_hook(self._enter).remove)
+                    stack.callback(module.register_forward_hook(self._leave).remove)
+            yield
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self.running.append(module)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.running.pop()
+
+
+def residual_units(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    """Names of the modules whose outputs are matched block by block, in the order of execution.
+
+    Those whose own forward adds two feature maps, as a residual unit does; of a network without
+    sums the activation modules. Raises ModelError where there are neither.
+    """
+    sums = _Sums()
+    example = next(model.parameters()).new_zeros(1, *image_shape)
+    with torch.no_grad(), sums.following(model), sums:
+        model(example)
+    names = {module: name for name, module in model.named_modules()}
+    if sums.found:
+        return [names[module] for module in sums.found]
+    activations = {n: m for n, m in model.named_modules() if isinstance(m, ACTIVATION_MODULES)}
+    with torch.no_grad(), recorded(activations) as record:
+        model(example)
+    found = [name for name, output in record.items() if output.dim() == 4]
+    if not found:
+        raise ModelError(
+            "the model has no residual unit and no activation module to match block by block; "
+            "set finetune.block_weight: 0"
+        )
+    return found

@@ -1,0 +1,72 @@
+"""Accuracy of the full-precision network on the real test images.
+
+Apart from the students' evaluation, so that no change to quantization measures the teacher again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from synq.config.evaluation import Evaluation
+from synq.config.images import TestSet
+from synq.data.datasets import Images, read
+from synq.io.artifacts import write_json
+from synq.models.teacher import Teacher, read_teacher, stored_bytes
+from synq.reporting.accuracy import confusion, doubt, top1
+from synq.runtime.process import prepare, versions
+from synq.runtime.progress import progress
+
+
+def evaluate_teacher(
+    *, teacher: Path, test: TestSet, settings: Evaluation, output: Path, device: str, threads: int
+) -> None:
+    """Write the full-precision accuracy and size; without a test set the size alone."""
+    network = read_teacher(teacher, prepare(device, threads))
+    accuracy, warning, count = None, "", 0
+    if test.dataset != "none":
+        images = test_images(network, test)
+        (counts,) = predictions([network.model], network, images, settings)
+        accuracy, warning, count = top1(counts), doubt(counts), len(images)
+    write_json(
+        output,
+        "teacher metrics",
+        {
+            "model": network.name,
+            "teacher_sha256": network.sha256,
+            "top1": accuracy,
+            "warning": warning,
+            "test_images": count,
+            "weight_bytes": stored_bytes(network.model),
+            "versions": versions(),
+        },
+    )
+    shown = "no test set" if accuracy is None else f"top-1 {accuracy:.2f} % of {count} test images"
+    print(f"{network.name}: {shown}")
+    if warning:
+        print(f"warning: {warning}")
+
+
+def test_images(network: Teacher, test: TestSet) -> Images:
+    """The whole test set, checked against the network's input and classes."""
+    return read(
+        test.dataset,
+        test,
+        "test",
+        classes=network.classes,
+        image_shape=network.image_shape,
+        name=network.name,
+    )
+
+
+def predictions(
+    models: Sequence[torch.nn.Module], network: Teacher, images: Images, settings: Evaluation
+) -> torch.Tensor:
+    """How often each class was taken for each, ``[models, classes, classes]``.
+
+    Of a model a row is the label, a column the prediction. The images are read once for all.
+    """
+    size = settings.batch_size
+    batches = images.batches(size, network.mean, network.std)
+    shown = progress(batches, "evaluation", -(-len(images) // size))
+    return confusion(models, shown, network.classes)

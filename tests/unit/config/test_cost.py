@@ -1,0 +1,57 @@
+"""Time limits: they grow with the work, and are of the right size for known amounts of it."""
+
+from synq.config.cost import (
+    START,
+    evaluation_minutes,
+    finetune_minutes,
+    kept_students,
+    synthesis_minutes,
+)
+from synq.config.finetune import Finetune
+from synq.config.images import RealImages, TestSet
+from synq.config.model import Model
+from synq.config.synthesis import Synthesis
+
+SMALL = Model(source="train", architecture="resnet20_cifar10", classes=10, image_size=32)
+LARGE = Model(source="pytorchcv", architecture="resnet18")
+
+
+def test_the_embedded_default_needs_minutes_beyond_the_start():
+    settings = Synthesis(images_per_class=16, iterations=60)
+    assert synthesis_minutes(SMALL, settings, 1, gpu=False) == START + 1
+    assert finetune_minutes(SMALL, Finetune(epochs=16), 160, gpu=False) == START + 1
+    assert evaluation_minutes(SMALL, TestSet(dataset="digits"), 17, gpu=False) == START + 1
+    assert synthesis_minutes(SMALL, RealImages(), 10, gpu=False) == START + 1
+
+
+def test_imagenet_on_a_gpu_is_hours_and_on_a_core_days():
+    shard = Synthesis(images_per_class=5, classes_per_shard=50)
+    assert 30 < synthesis_minutes(LARGE, shard, 50, gpu=True) < 120
+    assert 120 < finetune_minutes(LARGE, Finetune(), 5000, gpu=True) < 600
+    assert finetune_minutes(LARGE, Finetune(), 5000, gpu=False) > 2 * 24 * 60
+
+
+def test_more_work_has_more_time():
+    plain, full = Finetune(), Finetune(perturbation=0.01)
+    limits = [finetune_minutes(LARGE, plain, n, gpu=True) for n in (1000, 5000)]
+    assert limits[0] < limits[1] < finetune_minutes(LARGE, full, 5000, gpu=True)
+    deep = Synthesis(deep_weight=0.02)
+    assert synthesis_minutes(LARGE, Synthesis(), 1, gpu=True) < synthesis_minutes(
+        LARGE, deep, 1, gpu=True
+    )
+    folder = TestSet(dataset="folder", path="val")
+    assert evaluation_minutes(LARGE, folder, 3, gpu=True) > evaluation_minutes(
+        LARGE, TestSet(dataset="cifar10", path="data"), 3, gpu=True
+    )
+
+
+def test_processes_share_the_work():
+    alone, together = Finetune(epochs=100), Finetune(epochs=100, processes=4)
+    assert finetune_minutes(LARGE, together, 5000, gpu=True) < finetune_minutes(
+        LARGE, alone, 5000, gpu=True
+    )
+
+
+def test_the_students_to_evaluate_are_those_that_are_kept():
+    assert kept_students(Finetune(epochs=7)) == 8
+    assert kept_students(Finetune(epochs=7, keep="ends")) == 3

@@ -1,0 +1,66 @@
+"""What the methods of a grid need of a network: switches that some networks lack the layers for."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from synq.config.needs import SETTINGS, needs, unmet
+from synq.config.plan import plan
+from synq.reporting.inspection import CHECKS
+
+CONFIG = yaml.safe_load((Path(__file__).parents[3] / "config.yaml").read_text("utf-8"))
+
+
+def of(*methods):
+    config = {**CONFIG, "grid": {**CONFIG["grid"], "methods": list(methods)}}
+    return needs(plan(config), "digits-resnet20")
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [
+        ("synq", ["finetune.cam=gradcam"]),
+        ("hast", ["finetune.feature_weight=1000.0"]),
+        ("transformer", ["synthesis.prior=patches"]),
+        ("texq-like", ["synthesis.deep_weight=0.02"]),
+        ("zeroq-tuned", []),
+        ("few-shot", ["finetune.cam=gradcam"]),
+        (
+            "synq-released",
+            [
+                "finetune.cam=gradcam",
+                "finetune.feature_weight=1000.0",
+                "calibration.range_source=generator",
+            ],
+        ),
+    ],
+)
+def test_a_method_needs_what_its_settings_do(method, wanted):
+    assert of(method) == [f"{method}:{setting}" for setting in wanted]
+
+
+def test_the_needs_of_all_methods_of_the_grid_are_told():
+    assert of("synq", "hast") == [
+        "synq:finetune.cam=gradcam",
+        "hast:finetune.feature_weight=1000.0",
+    ]
+
+
+def test_a_model_outside_the_grid_needs_nothing_yet():
+    models = {**CONFIG["models"], "other": CONFIG["models"]["digits-resnet20"]}
+    assert needs(plan({**CONFIG, "models": models}), "other") == []
+
+
+def test_every_need_has_a_check():
+    assert set(CHECKS) == set(SETTINGS)
+    assert not unmet({}, of(*CONFIG["methods"]))
+
+
+def test_what_is_unmet_is_told_once_for_all_methods():
+    refusals = {"finetune.cam": "there is none", "synthesis.prior=patches": "it does not attend"}
+    words = ["a:finetune.cam=gradcam", "b:finetune.cam=gradcam", "c:synthesis.prior=batchnorm"]
+    assert unmet(refusals, [*words, "d:synthesis.prior=patches"]) == [
+        "methods a, b have finetune.cam: gradcam, but there is none",
+        "method d has synthesis.prior: patches, but it does not attend",
+    ]

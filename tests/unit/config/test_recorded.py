@@ -1,0 +1,97 @@
+"""Settings by value: which of them a job's record names, and that nothing is left out."""
+
+import dataclasses
+
+import pytest
+
+from synq.config.fields import convert, setting, settings_of
+from synq.config.finetune import Finetune
+from synq.config.model import PLACES, Model
+from synq.config.plan import STAGES
+from synq.config.recorded import baseline, recorded
+from synq.config.synthesis import Synthesis
+from synq.config.train import Train
+
+SECTIONS = {"model": Model, **STAGES}
+
+
+def with_field(cls, name, kind, default):
+    """The settings class with one more field, or with another default of one that it has."""
+    return dataclasses.make_dataclass(
+        cls.__name__,
+        [(name, kind, setting(default, "new"))],
+        bases=(cls,),
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def test_settings_at_their_baseline_are_not_named():
+    assert recorded("finetune", Finetune()) == []
+
+
+def test_values_are_named_readably_and_in_order():
+    settings = convert(
+        Finetune,
+        {"lr_milestones": [20, 40], "learning_rate": 1e-6, "perturbed_features": False},
+        "finetune",
+    )
+    assert recorded("finetune", settings) == [
+        "finetune.learning_rate=1e-06",
+        "finetune.lr_milestones=20 40",
+        "finetune.perturbed_features=false",
+    ]
+
+
+def test_a_setting_without_a_default_is_always_named_and_a_place_never():
+    model = Model(source="train", architecture="a", classes=3, image_size=8, store="/elsewhere")
+    assert recorded("model", model, without=PLACES) == [
+        "model.architecture=a",
+        "model.classes=3",
+        "model.image_size=8",
+        "model.source=train",
+    ]
+
+
+@pytest.mark.parametrize("cls", [Finetune, Synthesis])
+def test_a_new_setting_at_its_default_changes_nothing_and_another_value_does(cls):
+    section = cls.__name__.lower()
+    wider = with_field(cls, "brightness", float, 1.0)
+    assert recorded(section, wider()) == recorded(section, cls()) == []
+    assert recorded(section, wider(brightness=2.0)) == [f"{section}.brightness=2.0"]
+
+
+def test_a_default_that_is_changed_in_the_code_is_named_and_the_former_value_is_not():
+    other = with_field(Finetune, "epochs", int, 120)
+    assert recorded("finetune", other()) == ["finetune.epochs=120"]
+    assert recorded("finetune", other(epochs=100)) == []
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_has_its_baseline(section):
+    known = settings_of(SECTIONS[section])
+    own = {name: field.default for name, (field, _) in known.items()}
+    missing = {
+        name: default
+        for name, default in own.items()
+        if default is not dataclasses.MISSING and name not in baseline()[section]
+    }
+    assert not missing, (
+        f"write into synq/config/baseline.json, under {section}, what results were made with "
+        f"before these settings existed (their defaults, if these change nothing): {missing}"
+    )
+    gone = set(baseline()[section]) - set(own)
+    assert not gone, f"remove from synq/config/baseline.json what is no setting any more: {gone}"
+
+
+def test_an_entry_has_a_value_that_the_setting_can_have():
+    for section, entries in baseline().items():
+        for name, value in entries.items():
+            field, _ = settings_of(SECTIONS[section])[name]
+            if value != field.default and value not in ("", []):
+                convert(SECTIONS[section], {name: value}, section)
+
+
+def test_the_baseline_is_read_with_every_section():
+    assert set(baseline()) == set(SECTIONS)
+    assert recorded("train", Train()) == []
