@@ -16,7 +16,7 @@ from synq.config.finetune import Finetune
 from synq.config.images import TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
-from synq.io.artifacts import read_checkpoint, write_checkpoint
+from synq.io.artifacts import file_sha256, read_checkpoint, write_checkpoint
 from synq.io.hdf5 import seal
 from synq.models.build import build
 from synq.models.teacher import write_teacher
@@ -293,6 +293,23 @@ def test_files_of_an_older_layout_are_named_and_not_opened(results, capsys):
         f"older: results/{RUN}/snapshots.h5 is of an older layout; "
         "delete it, students.safetensors takes its place"
     )
+
+
+def test_what_a_teacher_of_an_older_format_made_is_not_stale(results, capsys):
+    path = results / TEACHER
+    tensors, record = read_checkpoint(path, "teacher")
+    write_checkpoint(path, "teacher", tensors, {**record, "format": 2})
+    shards = {"teacher_sha256": file_sha256(path)}
+    for shard_path in SHARDS:
+        with h5py.File(results / shard_path, "r+") as file:
+            file.attrs.update(shards)
+        seal(results / shard_path)
+    findings = verified(capsys, 1)
+    assert [line for line in findings if line.startswith("older: ")] == [
+        f"older: results/{TEACHER} is a teacher file of format 2, this program reads 3; "
+        "delete it and run fetch, fetch-zoo or train again"
+    ]
+    assert not [line for line in findings if "synthetic/" in line]
 
 
 def test_files_of_another_format_are_named(results, capsys):
