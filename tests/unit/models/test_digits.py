@@ -4,28 +4,24 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from embedded import embedded_model, embedded_teacher
 
 import synq
 from synq.config.model import Model
-from synq.config.plan import plan
 from synq.config.train import Train
 from synq.data.datasets import digits
 from synq.io.artifacts import file_sha256
 from synq.models.digits import resnet20
 from synq.models.teacher import read_teacher
 from synq.models.weights import load_weights, read_weights
-from synq.stages.fetch import fetch
 from synq.stages.train import train
 
-ROOT = Path(__file__).parents[3]
 FILE = Path(synq.__file__).parent / "models" / "pretrained" / "digits-resnet20.safetensors"
 
 
 @pytest.fixture(scope="module")
 def settings() -> Model:
-    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
-    return plan(config).models["digits-resnet20"]
+    return embedded_model()
 
 
 def test_the_embedded_default_is_a_small_file_of_this_package(settings: Model) -> None:
@@ -41,9 +37,8 @@ def test_its_weights_and_statistics_are_what_float16_holds() -> None:
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
-def test_it_knows_the_digits(tmp_path: Path, settings: Model) -> None:
-    fetch(name="digits", settings=settings, download=tmp_path / "file", output=tmp_path / "teacher")
-    teacher = read_teacher(tmp_path / "teacher", torch.device("cpu"))
+def test_it_knows_the_digits(tmp_path: Path) -> None:
+    teacher = read_teacher(embedded_teacher(tmp_path), torch.device("cpu"))
     assert teacher.image_shape == (1, 16, 16)
     test = digits("test", 1, 16)
     (images, labels), *more = test.batches(len(test), teacher.mean, teacher.std)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from embedded import embedded_model
 
 from synq.config.images import RealImages
-from synq.config.model import Model
 from synq.data.datasets import digits
 from synq.errors import ConfigError, DataError
 from synq.io.shards import ShardSet
-from synq.models.build import build
+from synq.models.digits import resnet20
 from synq.models.teacher import read_teacher, write_teacher
 from synq.stages.collect import collect_shard
 
@@ -19,9 +19,8 @@ SETTINGS = RealImages(dataset="digits", images_per_class=3)
 def teacher(tmp_path):
     path = tmp_path / "teacher.safetensors"
     torch.manual_seed(0)
-    model = Model(source="pytorchcv", architecture="resnet20_cifar10", classes=10, image_size=32)
-    state = build("resnet20_cifar10", 10, 3, 32).state_dict()
-    write_teacher(path, state, model, name="net", mean=[0.5] * 3, std=[0.25] * 3, origin="test")
+    state = resnet20().state_dict()
+    write_teacher(path, state, embedded_model(), name="net", mean=[0.5], std=[0.25], origin="test")
     return path
 
 
@@ -48,7 +47,7 @@ def images_of(path, teacher):
 def test_the_shard_holds_normalised_training_images_of_its_classes(teacher):
     images, labels = images_of(collect(teacher), teacher)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
-    data = digits("train", 3, 32)
+    data = digits("train", 1, 16)
     pixels = data.read(torch.arange(len(data))).flatten(1)
     for image, label in zip(images * 0.25 + 0.5, labels, strict=True):
         same = ((pixels - image.flatten()).abs().amax(1) < 1e-5).nonzero().squeeze(1)
@@ -58,7 +57,7 @@ def test_the_shard_holds_normalised_training_images_of_its_classes(teacher):
 def test_no_image_of_the_test_set_is_drawn(teacher):
     settings = RealImages(dataset="digits", images_per_class=100)
     images, _ = images_of(collect(teacher, settings=settings), teacher)
-    test = digits("test", 3, 32)
+    test = digits("test", 1, 16)
     pixels = test.read(torch.arange(len(test))).flatten(1)
     drawn = (images * 0.25 + 0.5).flatten(1)
     assert torch.cdist(drawn, pixels).min() > 1e-3

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from test_verify import RUN, SHARDS, TEACHER, made, teacher
+from small_results import RUN, SHARDS, TEACHER, teacher
 
 from synq import cli
 from synq.config.export import Export
@@ -13,20 +13,20 @@ from synq.errors import ArtifactError, ModelError
 from synq.io.artifacts import read_json
 from synq.stages import export
 
-__all__ = ["made"]  # a fixture
+pytestmark = pytest.mark.xdist_group("small results")  # which one process makes, once
 
 
 def test_the_record_says_what_the_file_is_and_how_far_it_agrees(made):
     record = read_json(made / RUN / "export.json", "export")
     assert record["onnx_bytes"] == (made / RUN / "student.onnx").stat().st_size
     # No more than a third of the weights in float32, and more than their 4 bits alone.
-    assert 272_474 / 2 < record["onnx_bytes"] < 272_474 * 4 / 3
+    assert 272_186 / 2 < record["onnx_bytes"] < 272_186 * 4 / 3
     assert (record["images"], record["opset"], record["batch"]) == (6, 21, "any")
     assert 0 <= record["agreement"] <= 100
     (metadata,) = onnx.load(made / RUN / "student.onnx").metadata_props
     about = json.loads(metadata.value)
-    assert about["mean"] == [0.5] * 3
-    assert about["std"] == [0.3] * 3
+    assert about["mean"] == [0.5]
+    assert about["std"] == [0.3]
     assert about["bits"] == "w4a4"
     assert about["student_sha256"] == record["student_sha256"]
 
