@@ -270,13 +270,16 @@ def shards_to_agree_on(wildcards):
     return shards_of(**wildcards) if without else []
 
 
-FOLDER_OF_RUNS = f"{RESULTS}/{layout.RUNS}"
+def folder_of_runs(wildcards, input):
+    """The folder of all runs, which is named once: a table has hundreds of them."""
+    above = [os.pardir] * len(RUN.split("/"))
+    return os.path.normpath(os.path.join(os.path.dirname(input.metrics[0]), *above))
 
 
 def names_of_runs(kind):
-    """The paths of an input without the folder of all runs, which is named once."""
+    """The paths of an input without the folder of all runs."""
     return lambda wildcards, input: [
-        os.path.relpath(path, FOLDER_OF_RUNS) for path in input[kind]
+        os.path.relpath(path, folder_of_runs(wildcards, input)) for path in input[kind]
     ]
 
 
