@@ -109,6 +109,11 @@ def settings_at(stage, names):
     return functools.reduce(dict.__getitem__, names, SETTINGS[stage])
 
 
+def group_at(section, stage, *names):
+    """One of the settings of a job."""
+    return dict(settings_at(stage, names))[section]
+
+
 @functools.cache
 def flags_at(stage, *names):
     found = []
@@ -263,13 +268,16 @@ def shards_to_agree_on(wildcards):
     return shards_of(**wildcards) if without else []
 
 
-FOLDER_OF_RUNS = f"{RESULTS}/{layout.RUNS}"
+def folder_of_runs(wildcards, input):
+    """The folder of all runs, which is named once: a table has hundreds of them."""
+    above = [os.pardir] * len(RUN.split("/"))
+    return os.path.normpath(os.path.join(os.path.dirname(input.metrics[0]), *above))
 
 
 def names_of_runs(kind):
-    """The paths of an input without the folder of all runs, which is named once."""
+    """The paths of an input without the folder of all runs."""
     return lambda wildcards, input: [
-        os.path.relpath(path, FOLDER_OF_RUNS) for path in input[kind]
+        os.path.relpath(path, folder_of_runs(wildcards, input)) for path in input[kind]
     ]
 
 
@@ -281,8 +289,8 @@ def ablation_metrics(wildcards):
 
 def processes(wildcards):
     """The processes of a fine-tuning, with a GPU each."""
-    model, method = wildcards.model, wildcards.method
-    return PLAN.settings("finetune", model, method=method).processes
+    names = wildcards.model, wildcards.method
+    return group_at("finetune", "finetune", *names).processes
 
 
 def gpus_of_processes(wildcards):
@@ -334,26 +342,28 @@ def minutes(base):
 
 
 def time_of_shard(wildcards):
-    model, image_set = wildcards.model, wildcards.image_set
-    settings = PLAN.image_settings(model, image_set)
+    name, image_set = wildcards.model, wildcards.image_set
+    ((_, settings),) = SETTINGS["images"][name][image_set]
     count = len(shard_classes(wildcards.shard))
-    return synthesis_minutes(PLAN.models[model], settings, count, gpu=GPUS > 0)
+    return synthesis_minutes(PLAN.models[name], settings, count, gpu=GPUS > 0)
 
 
 def time_of_student(wildcards):
     name, method = wildcards.model, wildcards.method
-    model, settings = PLAN.models[name], PLAN.settings("finetune", name, method=method)
-    images = PLAN.image_settings(name, PLAN.methods[method].images).images_per_class
-    return finetune_minutes(model, settings, images * model.classes, gpu=GPUS > 0)
+    ((_, images),) = SETTINGS["images"][name][PLAN.methods[method].images]
+    model, settings = PLAN.models[name], group_at("finetune", "finetune", name, method)
+    count = images.images_per_class * model.classes
+    return finetune_minutes(model, settings, count, gpu=GPUS > 0)
 
 
 def time_of_evaluation(wildcards):
     """Of a run's students; of the teacher where there is no method."""
     name, method = wildcards.model, getattr(wildcards, "method", "")
-    settings = PLAN.settings("finetune", name, method=method)
-    count = kept_students(settings) if method else 1
-    test = PLAN.settings("test", name)
-    return evaluation_minutes(PLAN.models[name], test, count, gpu=GPUS > 0)
+    students = (
+        kept_students(group_at("finetune", "finetune", name, method)) if method else 1
+    )
+    test = group_at("test", "test", name)
+    return evaluation_minutes(PLAN.models[name], test, students, gpu=GPUS > 0)
 
 
 for line in misfits():

@@ -24,7 +24,7 @@ rule accuracy:
         mem_mb=megabytes(1000),
         runtime=minutes(10),
     params:
-        folder=FOLDER_OF_RUNS,
+        folder=folder_of_runs,
         metrics=names_of_runs("metrics"),
         exports=names_of_runs("exports"),
         benchmarks=BENCHMARKS,
@@ -60,7 +60,7 @@ rule ablation:
         mem_mb=megabytes(1000),
         runtime=minutes(10),
     params:
-        folder=FOLDER_OF_RUNS,
+        folder=folder_of_runs,
         metrics=names_of_runs("metrics"),
         full=PLAN.ablation.full,
         code=code("tables"),
