@@ -130,7 +130,7 @@ def test_a_compiled_synthesis_makes_the_same_images(
     plain = synthesis(teacher, tmp_path / "plain.h5", "--device", "cuda")
     faster = synthesis(teacher, tmp_path / "compiled.h5", "--device", "cuda")
     ended(started(*plain))
-    ended(started(*faster, "--synthesis-compile", mode))
+    ended(started(*faster, "--compile", mode))
     one, other = (images_of(tmp_path / f"{name}.h5", teacher) for name in ("plain", "compiled"))
     near(one, other, 0.05)
 

@@ -1,7 +1,7 @@
 """The Slurm profile on a real Slurm: one node on loopback, two pretended GPUs.
 
 Not part of the usual run: it needs root, installs packages by apt, and takes some minutes.
-    pip install -e '.[test,slurm,cluster]' && pytest -m slurm -n 0 tests/test_slurm.py
+    pip install -e '.[test,slurm,cluster]' && pytest -m slurm -n 0 tests/workflow/test_slurm.py
 """
 
 import contextlib
