@@ -19,6 +19,12 @@ class Finetune:
     scale_learning_rate: float = setting(
         1e-3, "learning rate of the logarithms of learned scales", above=0
     )
+    rates: str = setting(
+        "fixed",
+        "learning rates: fixed, or grid (as they are for weights of 2 bits, and less by the steps of "
+        "a finer grid: Adam then moves a weight by the same share of a step at every width)",
+        choices=("fixed", "grid"),
+    )
     schedule: str = setting(
         "steps",
         "steps (by lr_milestones), or cosine (from the learning rate to 0, step by step)",
@@ -65,6 +71,13 @@ class Finetune:
         0.5, "smallest share of the area that the random crop keeps; 1: no crop", above=0, maximum=1
     )
     flip: float = setting(0.5, "probability of a horizontal flip", minimum=0, maximum=1)
+    jitter: float = setting(
+        0.0,
+        "largest change of an image's contrast, as a share of it; half of it, in standard "
+        "deviations, of its brightness, and a quarter of each channel's; 0: off",
+        minimum=0,
+        maximum=0.9,
+    )
     holdout: float = setting(
         0.1, "share of the images of each class kept to select the epoch", minimum=0, maximum=0.9
     )

@@ -45,6 +45,29 @@ def random_crops(
     return theta
 
 
+def random_jitter(
+    count: int, channels: int, generator: torch.Generator, strength: float
+) -> tuple[Tensor, Tensor] | None:
+    """Factors and offsets ``[N, 1, 1, 1]`` and ``[N, C, 1, 1]``; None where ``strength`` is 0.
+
+    An image's contrast changes by up to ``strength`` of itself, its brightness by half of that and
+    each channel by a quarter, in the standard deviations that images are normalised to. All are
+    uniform. The generator lives on the CPU.
+    """
+    if strength <= 0:
+        return None
+    draws = 2 * torch.rand(count, 2 + channels, 1, 1, generator=generator) - 1
+    offsets = strength * (draws[:, 1:2] / 2 + draws[:, 2:] / 4)
+    return 1 + strength * draws[:, :1], offsets
+
+
+def jittered(images: Tensor, jitter: tuple[Tensor, Tensor]) -> Tensor:
+    """The images with the contrast around their own mean, and the brightness, of ``jitter``."""
+    factors, offsets = (part.to(images.device, images.dtype) for part in jitter)
+    means = images.mean((1, 2, 3), keepdim=True)
+    return (images - means) * factors + means + offsets
+
+
 def cropped(images: Tensor, crops: Tensor) -> Tensor:
     """The crops of ``images``, enlarged bilinearly to the whole size; differentiable in these."""
     crops = crops.to(images.device, images.dtype)

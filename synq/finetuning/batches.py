@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from synq.config.finetune import Finetune
-from synq.data.augment import cropped, random_crops
+from synq.data.augment import cropped, jittered, random_crops, random_jitter
 from synq.data.lowpass import blur_transfer, lowpass
 from synq.io.shards import ShardSet, split
 from synq.runtime.team import ALONE, Team
@@ -44,9 +44,10 @@ class Images:
                     coming.append(reader.submit(self._read, own[number + 1]))
                 count = len(indices[number])
                 crops = self._crops(count, generator)
+                jitter = self._jitter(count, generator)
                 images = images.to(self.device, non_blocking=True)
                 yield (
-                    self._seen(images, crops, team.share(count)),
+                    self._seen(images, crops, jitter, team.share(count)),
                     self.shards.labels[rows].to(self.device),
                 )
 
@@ -63,7 +64,20 @@ class Images:
             return None
         return random_crops(count, generator, crop_min=s.crop_min, flip=s.flip)
 
-    def _seen(self, images: Tensor, crops: Tensor | None, share: slice) -> Tensor:
+    def _jitter(
+        self, count: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor] | None:
+        if generator is None:
+            return None
+        return random_jitter(count, self.shape[0], generator, self.settings.jitter)
+
+    def _seen(
+        self,
+        images: Tensor,
+        crops: Tensor | None,
+        jitter: tuple[Tensor, Tensor] | None,
+        share: slice,
+    ) -> Tensor:
         """Filtered before or after the augmentation."""
         if not len(images):
             return images
@@ -73,4 +87,6 @@ class Images:
             images = cropped(images, crops[share])
         if self.settings.lowpass == "batch":
             images = lowpass(images, self.transfer)
+        if jitter is not None:
+            images = jittered(images, (jitter[0][share], jitter[1][share]))
         return images

@@ -16,6 +16,7 @@ from synq.errors import DivergenceError
 from synq.finetuning import losses
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
+from synq.quantization.convert import weight_quantizers
 from synq.runtime.process import autocast, generator_for
 from synq.runtime.progress import progress
 from synq.runtime.team import ALONE, Team
@@ -85,6 +86,12 @@ def held_out_loss(
     return float(total) / len(images.held_out)
 
 
+def grid_factor(student: nn.Module) -> float:
+    """The steps of a 2-bit grid over those of the student's coarsest grid of weights."""
+    bits = [layer.weight_quantizer.bits for layer in weight_quantizers(student).values()]
+    return float((2**2 - 1) / (2 ** min(bits, default=2) - 1))
+
+
 def optimizer_for(student: nn.Module, settings: Finetune) -> torch.optim.Optimizer:
     """The optimizer of a student's parameters; learned scales have a rate and no decay."""
     named = dict(student.named_parameters())
@@ -92,8 +99,9 @@ def optimizer_for(student: nn.Module, settings: Finetune) -> torch.optim.Optimiz
     others = [p for name, p in named.items() if name.split(".")[-1] != "log_scale"]
     groups: list[dict[str, Any]] = [{"params": others}]
     if scales:
-        groups.append({"params": scales, "lr": settings.scale_learning_rate, "weight_decay": 0.0})
-    rate, decay = settings.learning_rate, settings.weight_decay
+        groups.append({"params": scales, "lr": factor * settings.scale_learning_rate, "weight_decay": 0.0})
+    factor = grid_factor(student) if settings.rates == "grid" else 1.0
+    rate, decay = factor * settings.learning_rate, settings.weight_decay
     if settings.optimizer == "adam":
         return torch.optim.AdamW(groups, rate, weight_decay=decay)
     return torch.optim.SGD(groups, rate, settings.momentum, weight_decay=decay, nesterov=True)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from synq.data.augment import crop_and_flip
+from synq.data.augment import crop_and_flip, jittered, random_jitter
+from synq.runtime.process import generator_for
 
 
 def generator(seed=0):
@@ -69,3 +70,18 @@ def test_gradient_reaches_the_images():
     images = torch.randn(4, 3, 16, 16, requires_grad=True)
     crop_and_flip(images, generator(), crop_min=0.9, flip=0.5).sum().backward()
     assert (images.grad > 0).float().mean() > 0.8
+
+
+def test_jitter_changes_contrast_and_brightness_within_its_limits():
+    images = torch.randn(500, 3, 8, 8, generator=generator_for(0))
+    factors, offsets = random_jitter(500, 3, generator_for(1), 0.4)
+    assert factors.shape == (500, 1, 1, 1)
+    assert offsets.shape == (500, 3, 1, 1)
+    assert 0.6 <= float(factors.min()) < 0.62
+    assert 1.38 < float(factors.max()) <= 1.4
+    assert 0.25 < float(offsets.abs().max()) <= 0.3
+    seen = jittered(images, (factors, torch.zeros_like(offsets)))
+    torch.testing.assert_close(seen.mean((1, 2, 3)), images.mean((1, 2, 3)), rtol=0, atol=1e-5)
+    spread = seen.flatten(1).std(1) / images.flatten(1).std(1)
+    torch.testing.assert_close(spread, factors.flatten(), rtol=1e-4, atol=0)
+    assert random_jitter(5, 3, generator_for(1), 0.0) is None

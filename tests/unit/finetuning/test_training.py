@@ -279,6 +279,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(settings, make):
         {"passes": 2},
         {"optimizer": "adam"},
         {"schedule": "cosine"},
+        {"rates": "grid"},
+        {"jitter": 0.2},
     ],
     ids=str,
 )
