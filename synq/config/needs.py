@@ -7,7 +7,8 @@ from synq.errors import ConfigError, nearest
 
 # The settings that not every network fits, with their value where it decides.
 SETTINGS = (
-    *("finetune.cam", "finetune.feature_weight", "calibration.range_source"),
+    *("finetune.cam", "finetune.feature_weight", "finetune.block_weight"),
+    "calibration.range_source",
     *("synthesis.deep_weight", "synthesis.prior=batchnorm", "synthesis.prior=patches"),
 )
 
@@ -26,6 +27,7 @@ def needs(plan: Plan, model: str) -> list[str]:
         wanted = {
             "finetune.cam": finetune.cam if finetune.cam != "off" else "",
             "finetune.feature_weight": finetune.feature_weight or "",
+            "finetune.block_weight": finetune.block_weight or "",
             "calibration.range_source": (
                 "generator" if calibration.range_source == "generator" else ""
             ),

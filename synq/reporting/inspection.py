@@ -13,7 +13,7 @@ from torch import nn
 from synq.config.finetune import Finetune
 from synq.config.needs import unmet
 from synq.errors import ModelError
-from synq.models.features import cam_layer, feature_blocks
+from synq.models.features import cam_layer, feature_blocks, residual_units
 from synq.models.outputs import told
 from synq.models.structure import batchnorms
 from synq.quantization.convert import packed_bytes, quantize
@@ -28,6 +28,7 @@ WIDTHS = (32, 8, 4, 3, 2)
 CHECKS: dict[str, Callable[[nn.Module, tuple[int, int, int]], Any]] = {
     "finetune.cam": cam_layer,
     "finetune.feature_weight": feature_blocks,
+    "finetune.block_weight": residual_units,
     "calibration.range_source": lambda model, _: batchnorms(model),
     "synthesis.deep_weight": lambda model, _: batchnorms(model),
     "synthesis.prior=batchnorm": lambda model, _: batchnorms(model),

@@ -8,7 +8,7 @@ import yaml
 
 from synq.config.needs import needs
 from synq.config.plan import plan
-from synq.models.build import build
+from synq.models.sources import construct
 from synq.reporting.inspection import inspect_model
 
 PROJECT = Path(__file__).parents[2]
@@ -33,15 +33,16 @@ def networks():
         whole = plan(merged(base, read(path)))
         for name in whole.grid.models:
             model = whole.models[name]
-            key = (model.architecture, model.classes, model.channels, model.image_size)
+            built = (model.source, model.architecture, model.factory)
+            key = (*built, model.classes, model.channels, model.image_size)
             found.setdefault(key, {}).update(dict.fromkeys(needs(whole, name)))
     return {key: list(wanted) for key, wanted in found.items()}
 
 
-@pytest.mark.parametrize("network", networks(), ids=lambda key: key[0])
+@pytest.mark.parametrize("network", networks(), ids=lambda key: key[1] or key[2])
 def test_every_model_of_an_overlay_fits_every_method_of_it(network):
-    architecture, classes, channels, size = network
-    model = build(architecture, classes, channels, size)
+    *built, classes, channels, size = network
+    model = construct(*built, classes=classes, channels=channels, image_size=size)
     found = inspect_model(model, (channels, size, size), networks()[network])
     assert found["problems"] == []
     assert found["feature_blocks"]
@@ -50,6 +51,6 @@ def test_every_model_of_an_overlay_fits_every_method_of_it(network):
 
 def test_imagenet_has_both_mobilenets_with_all_their_needs():
     for name in ("mobilenet_w1", "mobilenetv2_w1"):
-        wanted = networks()[name, 1000, 3, 224]
+        wanted = networks()["pytorchcv", name, "", 1000, 3, 224]
         assert "hast:finetune.feature_weight=1000.0" in wanted
         assert "synq:finetune.cam=gradcam" in wanted

@@ -11,7 +11,7 @@ import pytest
 from synq.config import fingerprint
 
 STAGES = {
-    *("fetch", "train", "inspect", "synthesize", "collect", "finetune"),
+    *("fetch", "inspect", "synthesize", "collect", "finetune"),
     *("evaluate_teacher", "evaluate", "export", "tables"),
 }
 STUDENTS = {"finetune", "evaluate", "export"}
@@ -25,6 +25,9 @@ EDITS = {
     "finetuning/training.py": {"finetune"},
     "data/lowpass.py": {"finetune"},
     "quantization/calibration.py": {"finetune"},
+    "quantization/affine.py": {*STUDENTS, "inspect"},
+    "quantization/quantizers.py": {*STUDENTS, "inspect"},
+    "quantization/layers.py": {*STUDENTS, "inspect"},
     "quantization/activations.py": {*STUDENTS, "inspect"},
     "quantization/convert.py": {*STUDENTS, "inspect"},
     "quantization/student.py": STUDENTS,
@@ -34,9 +37,10 @@ EDITS = {
     "synthesis/patches.py": {"synthesize", "inspect"},
     "synthesis/losses.py": {"synthesize", "finetune"},  # the generator of GDFQ has them too
     "synthesis/gdfq.py": {"finetune"},
+    "synthesis/parameters.py": {"synthesize"},
     "models/features.py": {"finetune", "inspect"},
     "models/judgement.py": {"synthesize", "collect", "finetune"},
-    "data/datasets.py": {"train", "collect", "evaluate_teacher", "evaluate"},
+    "data/datasets.py": {"collect", "evaluate_teacher", "evaluate"},
     "reporting/accuracy.py": {"evaluate_teacher", "evaluate"},
     "reporting/tables.py": {"tables"},
     "models/teacher.py": NETWORKS,
