@@ -339,7 +339,7 @@ def another(field, kind):
     if kind is float:
         top = 12.3 if limits["maximum"] is None else limits["maximum"]
         return 0.7 * top if field.default != 0.7 * top else 0.6 * top
-    return {int: 11, str: "a b/ü", tuple[int, ...]: [3, 11]}[kind]
+    return {int: min(11, limits["maximum"] or 11), str: "a b/ü", tuple[int, ...]: [3, 11]}[kind]
 
 
 def changed(cls):
