@@ -215,9 +215,7 @@ def made_from_runs(wildcards):
     """The recipes of all runs, and what evaluates them."""
     recipes = [recipe("evaluate", **run) for run in RUNS]
     last = [
-        record_at(stage, model)
-        for stage in MODEL_STAGES
-        for model in PLAN.grid.models
+        record_at(stage, model) for stage in MODEL_STAGES for model in PLAN.grid.models
     ]
     last += [code("evaluate_teacher"), code("evaluate"), code("export")]
     return hashlib.sha256(repr([recipes, last]).encode()).hexdigest()[:16]
