@@ -20,12 +20,7 @@ include: "rules/tables.smk"
 
 rule all:
     input:
-        [tables(name, "md", "csv", "tex") for name in TABLES],
-        RUN_METRICS,
-        EXPORTS,
-        # The files between the stages too: a job that a changed setting started and that was killed
-        # has taken its old output with it, and nothing but this list misses it.
-        INTERMEDIATE,
+        TARGETS,
 
 
 rule synthetic:

@@ -17,7 +17,7 @@ os.environ.update(
 )
 
 from synq.config import layout
-from synq.config.model import PLACES
+from synq.config.model import MODEL_SETTINGS, PLACES
 from synq.errors import UserError
 from synq.config.cost import (
     evaluation_minutes,
@@ -27,7 +27,7 @@ from synq.config.cost import (
 )
 from synq.config.gpus import visible_gpus
 from synq.config.needs import needs, unmet
-from synq.config.plan import plan, shard_classes
+from synq.config.plan import MODEL_STAGES, plan, shard_classes
 from synq.config.fields import flags
 from synq.config.fingerprint import factory_digest, stage_digest
 from synq.config.recorded import recorded
@@ -52,8 +52,8 @@ BENCHMARKS = f"{RESULTS}/{layout.BENCHMARKS}"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
 # Sources of models, and the stage that makes an image set of each kind.
-ZOOS = ("pytorchcv", "torchvision")
-FILES = ("file", "python")
+ZOOS = [source for source, read in MODEL_SETTINGS.items() if "sha256" not in read]
+FILES = [source for source in MODEL_SETTINGS if source not in ZOOS]
 IMAGE_STAGES = {"synthesis": "synthesize", "real": "collect"}
 RUN = layout.RUN
 SHARD = f"{layout.IMAGES}/{{shard}}"
@@ -82,7 +82,7 @@ SETTINGS = {
     "model": {name: [("model", model)] for name, model in PLAN.models.items()},
     **{
         stage: {name: [(stage, PLAN.settings(stage, name))] for name in PLAN.models}
-        for stage in ("evaluation", "export", "test")
+        for stage in MODEL_STAGES
     },
     "images": {
         name: {
@@ -215,9 +215,7 @@ def made_from_runs(wildcards):
     """The recipes of all runs, and what evaluates them."""
     recipes = [recipe("evaluate", **run) for run in RUNS]
     last = [
-        record_at(stage, model)
-        for stage in ("test", "evaluation", "export")
-        for model in PLAN.grid.models
+        record_at(stage, model) for stage in MODEL_STAGES for model in PLAN.grid.models
     ]
     last += [code("evaluate_teacher"), code("evaluate"), code("export")]
     return hashlib.sha256(repr([recipes, last]).encode()).hexdigest()[:16]
@@ -384,6 +382,17 @@ INTERMEDIATE = [
         for run in RUNS
     ),
     *(at(layout.ONNX, **run) for run in EXPORTED),
+]
+
+
+# What `rule all` makes. A file of rules adds what is its own.
+# The files between the stages too: a job that a changed setting started and that was killed has taken
+# its old output with it, and nothing but this list misses it.
+TARGETS = [
+    *(path for name in TABLES for path in tables(name, "md", "csv", "tex")),
+    *RUN_METRICS,
+    *EXPORTS,
+    *INTERMEDIATE,
 ]
 
 

@@ -39,6 +39,10 @@ METHOD_STAGES = ("calibration", "finetune")
 IMAGE_STAGES = ("synthesis", "real")
 
 
+# The others, whose settings are a model's: neither a method nor an image set changes them.
+MODEL_STAGES = tuple(stage for stage in STAGES if stage not in (*METHOD_STAGES, *IMAGE_STAGES))
+
+
 SECTIONS = ("results", "store", "grid", "models", "image_sets", "methods", "ablation", *STAGES)
 
 
@@ -184,7 +188,7 @@ def _check_ablation(ablation: Ablation, grid: Grid, methods: Mapping[str, Method
 def _check_layers(whole: Plan) -> None:
     """Layers that are each right can still be wrong together."""
     for model in whole.models:
-        for stage in ("evaluation", "export", "test"):
+        for stage in MODEL_STAGES:
             whole.settings(stage, model)
         for image_set in whole.image_sets:
             whole.image_settings(model, image_set)

@@ -21,8 +21,9 @@ BASELINE = Path(__file__).with_name("baseline.json")
 def baseline() -> dict[str, dict[str, Any]]:
     """Section -> name -> the value that goes without saying.
 
-    An entry is written with its setting and never changed: results that are there were made with
-    it. A setting without an entry has its default here, which holds until that is changed.
+    An entry is never changed: results that are there were made with it. A setting without an entry
+    has its default here. Every setting gets one with its first release, or before that when its
+    default is changed, as the value that it had.
     """
     found: dict[str, dict[str, Any]] = json.loads(BASELINE.read_text(encoding="utf-8"))
     return found

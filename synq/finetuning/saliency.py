@@ -1,4 +1,10 @@
-"""Class activation maps that carry a gradient: Grad-CAM and Grad-CAM++ through the tail alone."""
+"""Class activation maps that carry a gradient: Grad-CAM and Grad-CAM++ through the tail only.
+
+As in the released program, and unlike in Grad-CAM, channels of negative weight are dropped: w_k is
+held at ``SMALLEST_WEIGHT`` or above, where Grad-CAM keeps its sign and takes the relu of the sum
+only. What speaks against the class is in no map. The weights are constants for both kinds; the
+program lets a gradient through those of Grad-CAM++.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +18,7 @@ def map_weights(activations: Tensor, gradients: Tensor, kind: str) -> Tensor:
     gradcam: w = mean over space of the gradient (Selvaraju et al., 2017).
     gradcam++: w = sum of alpha relu(g), alpha = g^2 / (2 g^2 + sum over space of A g^3)
     (Chattopadhyay et al., 2018).
+    Both are held at ``SMALLEST_WEIGHT`` or above. They have no graph: alpha is constant.
     """
     if kind == "gradcam":
         weights = gradients.mean((2, 3), keepdim=True)

@@ -1,4 +1,9 @@
-"""Layers whose outputs fine-tuning aligns: ends of blocks, and the convolution of the CAM."""
+"""Layers whose outputs fine-tuning aligns, found by the role that they have in a forward.
+
+Names and classes differ from zoo to zoo, and a layer's role does not: what is added to a shortcut
+(feature alignment), what ends in such a sum (block matching), the last convolution with a map
+(CAM). One image of zeros shows it.
+"""
 
 import contextlib
 import math

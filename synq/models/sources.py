@@ -1,5 +1,6 @@
 """Networks of every source: pytorchcv's, torchvision's, and those of the user's own function."""
 
+import dataclasses
 import importlib
 import os
 import re
@@ -11,8 +12,10 @@ from urllib.parse import urlsplit
 
 from torch import Tensor, nn
 
+from synq.config import pytorchcv_table
+from synq.config.model import Model
 from synq.config.pytorchcv_table import File
-from synq.errors import ModelError, nearest, reason
+from synq.errors import ConfigError, ModelError, nearest, reason
 from synq.models.build import build, checked
 
 # The names of torchvision's files end in the beginning of their SHA-256.
@@ -49,6 +52,28 @@ def construct(
     if source == "python":
         return from_python(factory, classes, channels, image_size)
     return build(architecture, classes, channels, image_size)
+
+
+def zoo_file(settings: Model) -> tuple[File, Model]:
+    """The file of a zoo's weights, and the settings with what the zoo alone knows."""
+    if settings.source == "pytorchcv":
+        file = pytorchcv_table.file(settings.architecture, settings.weights, settings.mirror)
+        return file, settings
+    if settings.source == "torchvision":
+        found = torchvision_weights(settings.architecture, settings.weights, settings.mirror)
+        return found.file, dataclasses.replace(
+            settings,
+            weights=found.name,
+            image_size=settings.image_size or found.image_size,
+            mean=settings.mean or found.mean,
+            std=settings.std or found.std,
+        )
+    raise ConfigError(f"source is {settings.source}, which is no zoo; use fetch")
+
+
+def own_keys(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of a source under the names that the source's networks have."""
+    return torchvision_keys(tensors) if source == "torchvision" else dict(tensors)
 
 
 def from_torchvision(architecture: str, classes: int, channels: int, image_size: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """What makes images natural: BatchNorm statistics or the similarity of patches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -10,17 +10,15 @@ from synq.runtime.process import autocast
 from synq.synthesis import losses
 from synq.synthesis.batchnorm import Statistician
 from synq.synthesis.losses import Statistics
-from synq.synthesis.patches import PatchReader
+from synq.synthesis.patches import PatchReader, uses_patches
 
+Shape = tuple[int, int, int]
 # Images -> the teacher's logits, and how unnatural the images are.
 Prior = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def batchnorm_prior(
-    teacher: nn.Module,
-    image_shape: tuple[int, int, int],
-    settings: Synthesis,
-    centres: Statistics | None,
+    teacher: nn.Module, image_shape: Shape, settings: Synthesis, centres: Statistics | None
 ) -> Prior:
     """w_bn L_bn + w_deep L_lbns: the statistics of training, and those of the centres."""
     reader = Statistician(teacher, image_shape, settings.compile)
@@ -44,7 +42,7 @@ def batchnorm_prior(
 
 
 def patch_prior(
-    teacher: nn.Module, image_shape: tuple[int, int, int], settings: Synthesis
+    teacher: nn.Module, image_shape: Shape, settings: Synthesis, _: Statistics | None
 ) -> Prior:
     """w_pse L_pse + w_tv L_tv: diverse patches and smooth images (PSAQ-ViT)."""
     reader = PatchReader(teacher, image_shape)
@@ -59,3 +57,20 @@ def patch_prior(
         return logits, loss + settings.tv_weight * losses.total_variation(images)
 
     return prior
+
+
+# The names are the choices of ``synthesis.prior``.
+PRIORS: Mapping[str, Callable[[nn.Module, Shape, Synthesis, Statistics | None], Prior]] = {
+    "batchnorm": batchnorm_prior,
+    "patches": patch_prior,
+}
+
+
+def prior_of(
+    teacher: nn.Module, image_shape: Shape, settings: Synthesis, centres: Statistics | None
+) -> Prior:
+    """The prior that ``settings`` name; with auto the one whose layers the teacher has."""
+    name = settings.prior
+    if name == "auto":
+        name = "patches" if uses_patches(name, teacher) else "batchnorm"
+    return PRIORS[name](teacher, image_shape, settings, centres)

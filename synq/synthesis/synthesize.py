@@ -18,8 +18,7 @@ from synq.runtime.progress import progress
 from synq.synthesis import losses
 from synq.synthesis.losses import Statistics
 from synq.synthesis.parameters import PARAMETERS
-from synq.synthesis.patches import uses_patches
-from synq.synthesis.prior import batchnorm_prior, patch_prior
+from synq.synthesis.prior import prior_of
 
 SMALLEST_LEARNING_RATE = 1e-4
 
@@ -39,10 +38,7 @@ def synthesize(
     positive. Raises DivergenceError when the loss is not finite, ModelError where the teacher has
     not what ``prior`` reads.
     """
-    if uses_patches(settings.prior, teacher):
-        prior = patch_prior(teacher, image_shape, settings)
-    else:
-        prior = batchnorm_prior(teacher, image_shape, settings, centres)
+    prior = prior_of(teacher, image_shape, settings, centres)
     gamma = settings.target_gamma if settings.target == "hard" else 0.0
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:

@@ -339,8 +339,7 @@ def another(field, kind):
     if kind is float:
         top = 12.3 if limits["maximum"] is None else limits["maximum"]
         return 0.7 * top if field.default != 0.7 * top else 0.6 * top
-    whole = 7 if field.metadata["maximum"] and field.metadata["maximum"] < 11 else 11
-    return {int: whole, str: "a b/ü", tuple[int, ...]: [3, 11]}[kind]
+    return {int: min(11, limits["maximum"] or 11), str: "a b/ü", tuple[int, ...]: [3, 11]}[kind]
 
 
 def changed(cls):

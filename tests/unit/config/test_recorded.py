@@ -1,9 +1,11 @@
 """Settings by value: which of them a job's record names, and that nothing is left out."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+import synq
 from synq.config.fields import convert, setting, settings_of
 from synq.config.finetune import Finetune
 from synq.config.model import PLACES, Model
@@ -12,6 +14,8 @@ from synq.config.recorded import baseline, recorded
 from synq.config.synthesis import Synthesis
 
 SECTIONS = {"model": Model, **STAGES}
+CHANGELOG = (Path(__file__).parents[3] / "CHANGELOG.md").read_text("utf-8")
+UNRELEASED = f"## [{synq.__version__}] - unreleased" in CHANGELOG
 
 
 def with_field(cls, name, kind, default):
@@ -44,25 +48,13 @@ def test_values_are_named_readably_and_in_order():
 
 def test_a_setting_without_a_default_is_always_named_and_a_place_never():
     model = Model(
-        source="file",
-        architecture="a",
-        classes=3,
-        image_size=8,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        weights="w.pth",
-        sha256="0" * 64,
-        store="/elsewhere",
+        source="torchvision", architecture="a", classes=3, image_size=8, store="/elsewhere"
     )
     assert recorded("model", model, without=PLACES) == [
         "model.architecture=a",
         "model.classes=3",
         "model.image_size=8",
-        "model.mean=0.5 0.5 0.5",
-        f"model.sha256={'0' * 64}",
-        "model.source=file",
-        "model.std=0.5 0.5 0.5",
-        "model.weights=w.pth",
+        "model.source=torchvision",
     ]
 
 
@@ -80,20 +72,21 @@ def test_a_default_that_is_changed_in_the_code_is_named_and_the_former_value_is_
     assert recorded("finetune", other(epochs=100)) == []
 
 
+@pytest.mark.skipif(UNRELEASED, reason="settings of this version may have no entry yet")
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_setting_has_its_baseline(section):
+def test_every_setting_of_a_release_has_its_baseline(section):
     known = settings_of(SECTIONS[section])
-    own = {name: field.default for name, (field, _) in known.items()}
     missing = {
-        name: default
-        for name, default in own.items()
-        if default is not dataclasses.MISSING and name not in baseline()[section]
+        name: field.default
+        for name, (field, _) in known.items()
+        if field.default is not dataclasses.MISSING and name not in baseline()[section]
     }
-    assert not missing, (
-        f"write into synq/config/baseline.json, under {section}, what results were made with "
-        f"before these settings existed (their defaults, if these change nothing): {missing}"
-    )
-    gone = set(baseline()[section]) - set(own)
+    assert not missing, f"write into synq/config/baseline.json, under {section}: {missing}"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_entry_is_of_a_setting(section):
+    gone = set(baseline()[section]) - set(settings_of(SECTIONS[section]))
     assert not gone, f"remove from synq/config/baseline.json what is no setting any more: {gone}"
 
 

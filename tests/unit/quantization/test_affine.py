@@ -24,7 +24,7 @@ def small():
 def test_weights_are_those_of_the_reference(name, bits):
     weight = REFERENCE[name]
     ours = fake_quantize(weight, grid_of_range(*channel_ranges(weight), bits))
-    torch.testing.assert_close(ours, REFERENCE[f"{name}_w{bits}"], rtol=1e-6, atol=1e-7)
+    assert torch.equal(ours, REFERENCE[f"{name}_w{bits}"])  # bit for bit
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -32,7 +32,7 @@ def test_weights_are_those_of_the_reference(name, bits):
 def test_activations_are_those_of_the_reference(name, bits):
     lo, hi = REFERENCE[f"{name}_range"]
     ours = fake_quantize(REFERENCE[name], grid_of_range(lo, hi, bits))
-    torch.testing.assert_close(ours, REFERENCE[f"{name}_a{bits}"], rtol=1e-6, atol=1e-7)
+    assert torch.equal(ours, REFERENCE[f"{name}_a{bits}"])  # bit for bit
 
 
 def test_reference_weights_hold_the_awkward_channels():

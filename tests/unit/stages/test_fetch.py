@@ -260,11 +260,11 @@ def test_weights_of_torchvision_become_a_teacher(tmp_path, server, capsys):
 
 def test_a_command_for_another_source_is_refused(tmp_path):
     zoo = Model(source="torchvision", architecture="a")
-    with pytest.raises(ConfigError, match="source is torchvision; fetch is for file and python"):
+    with pytest.raises(ConfigError, match="source is torchvision, which is a zoo; use fetch-zoo"):
         fetch.fetch(name="n", settings=zoo, download=tmp_path / "d", output=tmp_path / "o")
     shape = {"classes": 10, "image_size": 8, "mean": (0,) * 3, "std": (1,) * 3}
     own = Model(source="file", architecture="a", weights="w", sha256="0" * 64, **shape)
-    with pytest.raises(ConfigError, match="source is file; fetch is for file and python"):
+    with pytest.raises(ConfigError, match="source is file, which is no zoo; use fetch"):
         fetch.fetch_zoo(name="n", settings=own, output=tmp_path / "o")
 
 
