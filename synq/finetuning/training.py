@@ -97,11 +97,12 @@ def optimizer_for(student: nn.Module, settings: Finetune) -> torch.optim.Optimiz
     named = dict(student.named_parameters())
     scales = [p for name, p in named.items() if name.split(".")[-1] == "log_scale"]
     others = [p for name, p in named.items() if name.split(".")[-1] != "log_scale"]
-    groups: list[dict[str, Any]] = [{"params": others}]
-    if scales:
-        groups.append({"params": scales, "lr": factor * settings.scale_learning_rate, "weight_decay": 0.0})
     factor = grid_factor(student) if settings.rates == "grid" else 1.0
     rate, decay = factor * settings.learning_rate, settings.weight_decay
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if scales:
+        own = factor * settings.scale_learning_rate
+        groups.append({"params": scales, "lr": own, "weight_decay": 0.0})
     if settings.optimizer == "adam":
         return torch.optim.AdamW(groups, rate, weight_decay=decay)
     return torch.optim.SGD(groups, rate, settings.momentum, weight_decay=decay, nesterov=True)
