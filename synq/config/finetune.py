@@ -21,8 +21,8 @@ class Finetune:
     )
     rates: str = setting(
         "fixed",
-        "learning rates: fixed, or grid (as they are for weights of 2 bits, and less by the steps of "
-        "a finer grid: Adam then moves a weight by the same share of a step at every width)",
+        "learning rates: fixed, or grid (as they are for weights of 2 bits, and less by the steps "
+        "of a finer grid: Adam then moves a weight by the same share of a step at every width)",
         choices=("fixed", "grid"),
     )
     schedule: str = setting(

@@ -12,7 +12,7 @@ from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
 
-SMALL = Model(source="train", architecture="resnet20_cifar10", classes=10, image_size=32)
+SMALL = Model(source="pytorchcv", architecture="resnet20_cifar10", classes=10, image_size=32)
 LARGE = Model(source="pytorchcv", architecture="resnet18")
 
 

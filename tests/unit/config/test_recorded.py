@@ -44,12 +44,14 @@ def test_values_are_named_readably_and_in_order():
 
 
 def test_a_setting_without_a_default_is_always_named_and_a_place_never():
-    model = Model(source="train", architecture="a", classes=3, image_size=8, store="/elsewhere")
+    model = Model(
+        source="torchvision", architecture="a", classes=3, image_size=8, store="/elsewhere"
+    )
     assert recorded("model", model, without=PLACES) == [
         "model.architecture=a",
         "model.classes=3",
         "model.image_size=8",
-        "model.source=train",
+        "model.source=torchvision",
     ]
 
 

@@ -15,7 +15,7 @@ STAGES = {
     *("evaluate_teacher", "evaluate", "export", "tables"),
 }
 STUDENTS = {"finetune", "evaluate", "export"}
-NETWORKS = STAGES - {"tables"}
+NETWORKS = STAGES - {"tables", "train"}
 
 # An edit of this module, and the stages that it runs again.
 EDITS = {
