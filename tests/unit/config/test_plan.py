@@ -1,6 +1,7 @@
 """The config as a whole: layers, names, the grid, and the files that come with the project."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -314,3 +315,46 @@ def test_the_ablation_switches_exactly_its_three_parts():
         assert {
             name for name, value in vars(settings).items() if value != getattr(full, name)
         } <= changed
+
+
+def released(overlay, model):
+    whole = plan(merged(read(PROJECT / "config.yaml"), read(PROJECT / "experiments" / overlay)))
+    images = whole.image_settings(model, whole.methods["synq-released"].images)
+    return images, whole.settings("finetune", model, method="synq-released")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_released_program_on_cifar(name):
+    images, settings = released(f"{name}.yaml", f"resnet20-{name}")
+    assert (images.target_weight, images.target_gamma, images.deep_weight) == (0.1, 0.5, 0)
+    assert not settings.perturbed_features
+    assert settings.lowpass_sigma == pytest.approx(32 / (2 * math.pi * 80), abs=1e-3)
+    assert (settings.batch_size, settings.learning_rate) == (64, 1e-5)
+    assert settings.lr_milestones == (20, 40, 60)
+
+
+def test_the_released_program_on_imagenet():
+    images, settings = released("imagenet.yaml", "resnet18-old")
+    assert (images.target_weight, images.target_gamma) == (0.1, 0.5)
+    assert (images.bn_weight, images.deep_weight, images.deep_norm) == (0.4, 0.02, "released")
+    assert settings.perturbed_features
+    assert settings.lowpass_sigma == pytest.approx(224 / (2 * math.pi * 80), abs=5e-3)
+    assert (settings.batch_size, settings.learning_rate) == (4, 1e-6)
+
+
+def test_the_papers_ranges_are_those_of_the_released_program():
+    whole = plan(read(PROJECT / "config.yaml"))
+    paper, program = (
+        whole.settings("calibration", "digits-resnet20", method=f"synq-{name}")
+        for name in ("paper", "released")
+    )
+    assert paper == program
+    assert paper.clip_ratio == 0.7
+
+
+def test_real_images_are_not_filtered():
+    whole = plan(read(PROJECT / "config.yaml"))
+    for name, method in whole.methods.items():
+        if whole.image_sets[method.images].stage == "real":
+            settings = whole.settings("finetune", "digits-resnet20", method=name)
+            assert settings.lowpass == "off", name
