@@ -59,11 +59,15 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to quantize: the image set it trains on and what it changes of the settings."""
+    """A way to quantize: the image set it trains on and what it changes of the settings.
+
+    ``ceiling`` names the method that is the same but for better images, or nothing.
+    """
 
     images: str
     text: str
     overrides: Mapping[str, Mapping[str, Any]]
+    ceiling: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,11 @@ class Plan:
         return [
             shard_name(first, min(first + size - 1, last)) for first in range(0, last + 1, size)
         ]
+
+    def ceilings(self) -> list[tuple[str, str]]:
+        """Each method of the grid whose ceiling is in the grid too, with that one."""
+        pairs = [(name, self.methods[name].ceiling) for name in self.grid.methods]
+        return [(name, ceiling) for name, ceiling in pairs if ceiling in self.grid.methods]
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """Model, bits, method and seed of every run in the grid."""
@@ -145,6 +154,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
         _name(name, "methods"): _method(name, values or {}, image_sets)
         for name, values in mapping(config["methods"], "methods").items()
     }
+    _check_ceilings(methods)
     grid = convert(Grid, config["grid"], "grid")
     _check_grid(grid, models, methods)
     ablation = convert(Ablation, config.get("ablation") or {}, "ablation")
@@ -169,6 +179,16 @@ def _check_grid(grid: Grid, models: Mapping[str, Model], methods: Mapping[str, M
                 raise ConfigError(f"grid.{key} names {name!r}; {nearest(name, names)}")
     for index, bits in enumerate(grid.bits):
         parse_bits(bits, f"grid.bits[{index}]")
+
+
+def _check_ceilings(methods: Mapping[str, Method]) -> None:
+    for name, method in methods.items():
+        others = [other for other in methods if other != name]
+        if method.ceiling and method.ceiling not in others:
+            raise ConfigError(
+                f"methods.{name}.ceiling names {method.ceiling!r}; it is another method's name: "
+                + nearest(method.ceiling, others)
+            )
 
 
 def _check_ablation(ablation: Ablation, grid: Grid, methods: Mapping[str, Method]) -> None:
@@ -254,7 +274,7 @@ def _image_set(values: Any, where: str) -> ImageSet:
 def _method(name: str, values: Any, image_sets: Mapping[str, ImageSet]) -> Method:
     where = f"methods.{name}"
     mapping(values, where)
-    known = ("images", "text", *METHOD_STAGES)
+    known = ("images", "text", "ceiling", *METHOD_STAGES)
     for key in values:
         if key not in known:
             raise ConfigError(f"{where}.{key} is not a part of a method; {nearest(key, known)}")
@@ -271,4 +291,5 @@ def _method(name: str, values: Any, image_sets: Mapping[str, ImageSet]) -> Metho
     }
     for stage, section in overrides.items():
         convert(STAGES[stage], section, f"{where}.{stage}")
-    return Method(values["images"], str(values.get("text", "")), overrides)
+    text, ceiling = (str(values.get(key) or "") for key in ("text", "ceiling"))
+    return Method(values["images"], text, overrides, ceiling)

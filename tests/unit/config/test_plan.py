@@ -358,3 +358,36 @@ def test_real_images_are_not_filtered():
         if whole.image_sets[method.images].stage == "real":
             settings = whole.settings("finetune", "digits-resnet20", method=name)
             assert settings.lowpass == "off", name
+
+
+def test_a_ceiling_counts_where_both_are_in_the_grid(config):
+    config["methods"] |= {"real": {"images": "hard"}, "more": {"images": "hard", "ceiling": "real"}}
+    config["methods"]["ours"]["ceiling"] = "real"
+    assert plan(config).ceilings() == []
+    config["grid"]["methods"] = ["ours", "real"]
+    assert plan(config).ceilings() == [("ours", "real")]
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "text"),
+    [("rael", "did you mean real?"), ("ours", "another method's name: there is real"), (3, "'3'")],
+)
+def test_a_ceiling_that_is_no_other_method_is_refused(config, ceiling, text):
+    config["methods"] |= {"real": {"images": "hard"}}
+    config["methods"]["ours"]["ceiling"] = ceiling
+    assert message(config).startswith("methods.ours.ceiling names ")
+    assert text in message(config)
+
+
+def test_the_ceiling_of_synq_plus_differs_by_its_images_and_their_filter_alone():
+    whole = plan(read(PROJECT / "config.yaml"))
+    assert whole.methods["synq-plus"].ceiling == "synq-plus-real"
+    one, other = (
+        (
+            whole.settings("calibration", "digits-resnet20", method=name),
+            vars(whole.settings("finetune", "digits-resnet20", method=name)),
+        )
+        for name in ("synq-plus", "synq-plus-real")
+    )
+    assert one[0] == other[0]
+    assert {key for key, value in one[1].items() if value != other[1][key]} == {"lowpass"}
