@@ -219,6 +219,26 @@ def _check_layers(whole: Plan) -> None:
                     f"method {method} trains on real images, but models.{model}.real names none; "
                     "write real: {dataset: folder, path: ...} there"
                 )
+            _check_held_out(whole, model, method)
+
+
+def _check_held_out(whole: Plan, model: str, method: str) -> None:
+    """Where held-out images decide or are measured on, there is one of each class at least."""
+    settings = whole.settings("finetune", model, method=method)
+    selected = settings.epochs > 0 and settings.select == "held_out"
+    measured = whole.settings("test", model).dataset == "none"
+    image_set = whole.methods[method].images
+    count = whole.image_settings(model, image_set).images_per_class
+    if not (selected or measured) or int(count * settings.holdout) >= 1:
+        return
+    section = whole.image_sets[image_set].stage
+    purpose = "agreement is measured on" if measured else "the epoch is selected by"
+    other = "" if measured else ", or write finetune.select: last"
+    raise ConfigError(
+        f"method {method} holds no image of {model} out that {purpose}: finetune.holdout is "
+        f"{settings.holdout} of {count} images of each class; raise it or "
+        f"{section}.images_per_class{other}"
+    )
 
 
 def _results(value: Any) -> str:

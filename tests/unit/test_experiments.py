@@ -1,6 +1,7 @@
 """The overlays that come with the project: every model fits every method, with random weights."""
 
 import functools
+import importlib
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,12 @@ def networks():
         whole = plan(merged(base, read(path)))
         for name in whole.grid.models:
             model = whole.models[name]
-            key = (model.architecture, model.classes, model.channels, model.image_size)
+            key = (
+                model.architecture or model.factory,
+                model.classes,
+                model.channels,
+                model.image_size,
+            )
             found.setdefault(key, {}).update(dict.fromkeys(needs(whole, name)))
     return {key: list(wanted) for key, wanted in found.items()}
 
@@ -41,7 +47,11 @@ def networks():
 @pytest.mark.parametrize("network", networks(), ids=lambda key: key[0])
 def test_every_model_of_an_overlay_fits_every_method_of_it(network):
     architecture, classes, channels, size = network
-    model = build(architecture, classes, channels, size)
+    if ":" in architecture:
+        module, _, function = architecture.partition(":")
+        model = getattr(importlib.import_module(module), function)()
+    else:
+        model = build(architecture, classes, channels, size)
     found = inspect_model(model, (channels, size, size), networks()[network])
     assert found["problems"] == []
     assert found["feature_blocks"]

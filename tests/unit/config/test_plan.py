@@ -391,3 +391,42 @@ def test_the_ceiling_of_synq_plus_differs_by_its_images_and_their_filter_alone()
     )
     assert one[0] == other[0]
     assert {key for key, value in one[1].items() if value != other[1][key]} == {"lowpass"}
+
+
+def held_out(config, images, finetune, **model):
+    config["image_sets"]["hard"]["images_per_class"] = images
+    config["finetune"] = finetune
+    config["models"]["tiny"]["test"] = {"dataset": "digits"}
+    config["models"]["tiny"] |= model
+    return config
+
+
+@pytest.mark.parametrize(
+    ("images", "finetune"), [(9, {}), (5, {"holdout": 0.19}), (512, {"holdout": 0.0}), (1, {})]
+)
+def test_a_selection_without_a_held_out_image_of_each_class_is_refused(config, images, finetune):
+    held_out(config, images, finetune)
+    text = message(config)
+    assert text.startswith("method ours holds no image of tiny out that the epoch is selected by")
+    assert text.endswith("raise it or synthesis.images_per_class, or write finetune.select: last")
+    held_out(config, images, {**finetune, "select": "last"})
+    plan(config)
+    held_out(config, images, {**finetune, "epochs": 0})
+    plan(config)
+
+
+def test_agreement_without_a_held_out_image_of_each_class_is_refused(config):
+    held_out(config, 9, {"select": "last"}, test={"dataset": "none"})
+    assert "that agreement is measured on: finetune.holdout is 0.1 of 9" in message(config)
+    held_out(config, 9, {"epochs": 0}, test={"dataset": "none"})
+    assert "that agreement is measured on" in message(config)
+
+
+@pytest.mark.parametrize(("images", "finetune"), [(10, {}), (5, {"holdout": 0.2}), (512, {})])
+def test_one_held_out_image_of_each_class_is_enough(config, images, finetune):
+    plan(held_out(config, images, finetune))
+
+
+def test_what_is_not_in_the_grid_may_hold_nothing_out(config):
+    config["methods"]["other"] = {"images": "hard", "finetune": {"holdout": 0.0}}
+    plan(config)
