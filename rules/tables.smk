@@ -27,6 +27,7 @@ rule accuracy:
         folder=folder_of_runs,
         metrics=names_of_runs("metrics"),
         exports=names_of_runs("exports"),
+        ceilings=["=".join(pair) for pair in PLAN.ceilings()],
         benchmarks=BENCHMARKS,
         code=code("tables"),
         made_from=made_from_runs,
@@ -34,7 +35,8 @@ rule accuracy:
         "Writing the table of all runs to {output.markdown}."
     shell:
         "python -m synq tables --run-folder {params.folder:q} --metrics {params.metrics:q}"
-        " --exports {params.exports:q} --benchmarks {params.benchmarks:q}"
+        " --exports {params.exports:q} --ceilings {params.ceilings:q}"
+        " --benchmarks {params.benchmarks:q}"
         " --output {output.markdown:q} 2>&1 | tee {log:q}"
 
 

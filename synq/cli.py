@@ -218,6 +218,13 @@ COMMANDS = {
             "exports": _path(
                 "the export.json of every run that has one", nargs="*", required=False, default=[]
             ),
+            "ceilings": _word(
+                "methods and their ceilings, to show the image gap between them (default: none)",
+                required=False,
+                nargs="*",
+                default=[],
+                metavar="METHOD=CEILING",
+            ),
             "benchmarks": _path("folder of the stages' seconds", metavar="DIR"),
             **_TABLE,
         },

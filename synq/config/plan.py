@@ -63,11 +63,15 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to quantize: the image set it trains on and what it changes of the settings."""
+    """A way to quantize: the image set it trains on and what it changes of the settings.
+
+    ``ceiling`` names the method that is the same but for better images, or nothing.
+    """
 
     images: str
     text: str
     overrides: Mapping[str, Mapping[str, Any]]
+    ceiling: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,11 @@ class Plan:
         return [
             shard_name(first, min(first + size - 1, last)) for first in range(0, last + 1, size)
         ]
+
+    def ceilings(self) -> list[tuple[str, str]]:
+        """Each method of the grid whose ceiling is in the grid too, with that one."""
+        pairs = [(name, self.methods[name].ceiling) for name in self.grid.methods]
+        return [(name, ceiling) for name, ceiling in pairs if ceiling in self.grid.methods]
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """Model, bits, method and seed of every run in the grid."""
@@ -149,6 +158,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
         _name(name, "methods"): _method(name, values or {}, image_sets)
         for name, values in mapping(config["methods"], "methods").items()
     }
+    _check_ceilings(methods)
     grid = convert(Grid, config["grid"], "grid")
     _check_grid(grid, models, methods)
     ablation = convert(Ablation, config.get("ablation") or {}, "ablation")
@@ -173,6 +183,16 @@ def _check_grid(grid: Grid, models: Mapping[str, Model], methods: Mapping[str, M
                 raise ConfigError(f"grid.{key} names {name!r}; {nearest(name, names)}")
     for index, bits in enumerate(grid.bits):
         parse_bits(bits, f"grid.bits[{index}]")
+
+
+def _check_ceilings(methods: Mapping[str, Method]) -> None:
+    for name, method in methods.items():
+        others = [other for other in methods if other != name]
+        if method.ceiling and method.ceiling not in others:
+            raise ConfigError(
+                f"methods.{name}.ceiling names {method.ceiling!r}; it is another method's name: "
+                + nearest(method.ceiling, others)
+            )
 
 
 def _check_ablation(ablation: Ablation, grid: Grid, methods: Mapping[str, Method]) -> None:
@@ -203,6 +223,26 @@ def _check_layers(whole: Plan) -> None:
                     f"method {method} trains on real images, but models.{model}.real names none; "
                     "write real: {dataset: folder, path: ...} there"
                 )
+            _check_held_out(whole, model, method)
+
+
+def _check_held_out(whole: Plan, model: str, method: str) -> None:
+    """Where held-out images decide or are measured on, there is one of each class at least."""
+    settings = whole.settings("finetune", model, method=method)
+    selected = settings.epochs > 0 and settings.select == "held_out"
+    measured = whole.settings("test", model).dataset == "none"
+    image_set = whole.methods[method].images
+    count = whole.image_settings(model, image_set).images_per_class
+    if not (selected or measured) or int(count * settings.holdout) >= 1:
+        return
+    section = whole.image_sets[image_set].stage
+    purpose = "agreement is measured on" if measured else "the epoch is selected by"
+    other = "" if measured else ", or write finetune.select: last"
+    raise ConfigError(
+        f"method {method} holds no image of {model} out that {purpose}: finetune.holdout is "
+        f"{settings.holdout} of {count} images of each class; raise it or "
+        f"{section}.images_per_class{other}"
+    )
 
 
 def _results(value: Any) -> str:
@@ -258,7 +298,7 @@ def _image_set(values: Any, where: str) -> ImageSet:
 def _method(name: str, values: Any, image_sets: Mapping[str, ImageSet]) -> Method:
     where = f"methods.{name}"
     mapping(values, where)
-    known = ("images", "text", *METHOD_STAGES)
+    known = ("images", "text", "ceiling", *METHOD_STAGES)
     for key in values:
         if key not in known:
             raise ConfigError(f"{where}.{key} is not a part of a method; {nearest(key, known)}")
@@ -275,4 +315,5 @@ def _method(name: str, values: Any, image_sets: Mapping[str, ImageSet]) -> Metho
     }
     for stage, section in overrides.items():
         convert(STAGES[stage], section, f"{where}.{stage}")
-    return Method(values["images"], str(values.get("text", "")), overrides)
+    text, ceiling = (str(values.get(key) or "") for key in ("text", "ceiling"))
+    return Method(values["images"], text, overrides, ceiling)

@@ -24,6 +24,10 @@ def random_crops(
     part of [3/4, 4/3] that fits; ``flip`` is the probability of a mirror image. What is given are
     affine maps from places of the result to those of the image, in [-1, 1]. The generator lives on
     the CPU.
+
+    Of 0.5 to 1 the mean area is 0.75, and the logarithm of the aspect ratio deviates by 0.134.
+    torchvision draws area and ratio again where a side does not fit, as that of a large area often
+    does: about 0.70 and 0.15.
     """
     if crop_min >= 1 and flip <= 0:
         return None

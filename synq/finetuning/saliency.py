@@ -17,8 +17,8 @@ def map_weights(activations: Tensor, gradients: Tensor, kind: str) -> Tensor:
 
     gradcam: w = mean over space of the gradient (Selvaraju et al., 2017).
     gradcam++: w = sum of alpha relu(g), alpha = g^2 / (2 g^2 + sum over space of A g^3)
-    (Chattopadhyay et al., 2018).
-    Both are held at ``SMALLEST_WEIGHT`` or above. They have no graph: alpha is constant.
+    (Chattopadhyay et al., 2018). Its weights depend on A itself, not on g alone, and carry that
+    gradient. Both are held at ``SMALLEST_WEIGHT`` or above.
     """
     if kind == "gradcam":
         weights = gradients.mean((2, 3), keepdim=True)
@@ -36,11 +36,14 @@ def activation_map(
     """S = minmax01(upsample(relu(sum_k w_k A_k))), ``[N, 1, H, W]`` in [0, 1] (paper, section 4.2).
 
     ``scores`` ``[N]`` are the logits of the chosen classes, ``activations`` ``[N, K, h, w]`` the
-    recorded map they were computed from. The weights are constants; the gradient of the result
-    flows through ``activations``, where these have one. All but the networks is in float32.
+    recorded map they were computed from. The gradient of the result flows through ``activations``,
+    where these have one; d z_c / dA is a constant. Behind the last convolution follow BatchNorm
+    with fixed statistics, activations, sums, a pooling and a linear layer: where these are linear
+    piece by piece, as ReLU is, d z_c / dA has no gradient to A, and that of the result is the exact
+    one for both kinds. All but the networks is in float32.
     """
     (gradients,) = torch.autograd.grad(scores.sum(), activations, retain_graph=True)
-    weights = map_weights(activations.detach().float(), gradients.float(), kind)
+    weights = map_weights(activations.float(), gradients.float(), kind)
     combined = (weights * activations.float()).sum(1, keepdim=True).relu()
     enlarged = nn.functional.interpolate(combined, size, mode="bilinear", align_corners=False)
     flat = enlarged.flatten(1)

@@ -1,7 +1,7 @@
 """Tables of results over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas
@@ -20,13 +20,21 @@ EXPORTED = ["onnx_bytes", "agreement"]
 DIFFERENCE = "difference"
 
 
-def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
+GAP = "image_gap"
+
+
+def accuracy_table(
+    metrics: Sequence[dict[str, Any]], ceilings: Mapping[str, str] | None = None
+) -> pandas.DataFrame:
     """One row a model, width and method: top-1 in percent, mean and standard deviation over seeds.
 
     ``metrics`` are the contents of metrics.json, where a mapping ``seconds`` of stage to seconds
     may be added, and the content of export.json as ``export``, of which the smallest agreement is
     shown. The standard deviation is the sample's, and missing for one seed. ``published`` is the
     papers' number for the same network, data, width and method, missing where there is none.
+
+    ``ceilings`` maps a method to the one that is the same but for better images: ``image_gap`` is
+    what these would add, of the last epoch. There is no such column where no run has its ceiling.
     """
     rows = [
         {
@@ -49,6 +57,10 @@ def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
     for name in ACCURACIES:
         table[f"{name}_mean"] = groups[name].mean()
         table[f"{name}_std"] = groups[name].std()
+    gaps = _image_gaps(metrics, ceilings or {})
+    if gaps is not None:
+        table[f"{GAP}_mean"] = gaps.mean()
+        table[f"{GAP}_std"] = gaps.std()
     for name in ("published", "images", "weight_bytes", "float_bytes"):
         table[name] = groups[name].first().astype(frame[name].dtype)
     for name in EXPORTED:
@@ -58,6 +70,24 @@ def accuracy_table(metrics: Sequence[dict[str, Any]]) -> pandas.DataFrame:
     for name in seconds:
         table[name] = groups[name].mean()
     return table.reset_index()
+
+
+def _image_gaps(metrics: Sequence[dict[str, Any]], ceilings: Mapping[str, str]) -> Any:
+    """The ceiling's last top-1 minus the own one by model, width and method, of the seeds of both.
+
+    None where there are none.
+    """
+    runs = {
+        tuple(entry[key] for key in (*KEYS, "seed")): entry["last"]["top1"] for entry in metrics
+    }
+    rows = []
+    for (model, bits, method, seed), last in runs.items():
+        ceiling = runs.get((model, bits, ceilings.get(method), seed))
+        if ceiling is not None:
+            rows.append((model, bits, method, ceiling - last))
+    if not rows:
+        return None
+    return pandas.DataFrame(rows, columns=[*KEYS, GAP]).groupby(KEYS)[GAP]
 
 
 def ablation_table(metrics: Sequence[dict[str, Any]], full: str) -> pandas.DataFrame:
@@ -94,7 +124,7 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
     for column in table.columns:
         if column.endswith("_mean"):
             name = column.removesuffix("_mean")
-            sign = "+" if name.endswith(DIFFERENCE) else ""
+            sign = "+" if name.endswith((DIFFERENCE, GAP)) else ""
             pairs = zip(table[column], table[f"{name}_std"], strict=True)
             shown[name.replace("_", " ")] = [_mean_std(*pair, sign) for pair in pairs]
     if table["published"].notna().any():

@@ -26,6 +26,12 @@ from synq.stages.evaluate_teacher import predictions, test_images
 TOGETHER = 1 << 29
 
 
+# A held-out loss of the last epoch above the smallest one by this share of it is remarked. Less is
+# how epochs differ by themselves: 0.239 and 0.213 where a schedule had settled, 0.638 and 0.289
+# where none had (docs/experiments.md, learning rates).
+HELD_OUT_TOLERANCE = 0.25
+
+
 AGREEMENT = "no test set: the percentages are agreement with the teacher on synthetic images"
 
 
@@ -67,7 +73,8 @@ def evaluate_run(
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
     def of(epoch: int) -> dict[str, float]:
-        return {"epoch": epoch, "top1": accuracies[epoch]}
+        held_out = record["history"][epoch]["held_out"]
+        return {"epoch": epoch, "top1": accuracies[epoch], "held_out": held_out}
 
     metrics: dict[str, Any] = {
         **{
@@ -77,7 +84,7 @@ def evaluate_run(
         "teacher_sha256": network.sha256,
         "students_checksum": students.checksum,
         "teacher": {key: reference[key] for key in ("top1", "weight_bytes")},
-        "remark": "; ".join(_remarks(record, test, reference)),
+        "remark": "; ".join(_remarks(record, test, reference, accuracies)),
         "calibrated": of(0),
         "last": of(record["last"]),
         "selected": of(record["selected"]),
@@ -99,7 +106,10 @@ def evaluate_run(
 
 
 def _remarks(
-    record: Mapping[str, Any], test: TestSet, reference: Mapping[str, Any]
+    record: Mapping[str, Any],
+    test: TestSet,
+    reference: Mapping[str, Any],
+    accuracies: Mapping[int, float],
 ) -> Iterator[str]:
     if test.dataset == "none":
         yield AGREEMENT
@@ -109,6 +119,31 @@ def _remarks(
         yield (
             f"{record['bits']} {record['method']}: fine-tuning never lowered the held-out loss, "
             "so the calibrated student was selected; lower finetune.learning_rate"
+        )
+    else:
+        yield from disagreement(record, accuracies)
+
+
+def disagreement(record: Mapping[str, Any], accuracies: Mapping[int, float]) -> Iterator[str]:
+    """A remark where the held-out loss rose until the last epoch, by over ``HELD_OUT_TOLERANCE``.
+
+    One of the two is then wrong about the student, and the numbers of both say which was shipped.
+    """
+    losses = {entry["epoch"]: entry["held_out"] for entry in record["history"]}
+    last, selected = record["last"], record["selected"]
+    smallest = min(losses, key=lambda epoch: losses[epoch])
+    # Nothing is above nan, which is the loss where nothing was held out.
+    if losses[last] > (1 + HELD_OUT_TOLERANCE) * losses[smallest]:
+        shipped = f"the last one is shipped ({accuracies[last]:.2f} %)"
+        if selected != last:
+            shipped = (
+                f"epoch {selected} is shipped ({accuracies[selected]:.2f} %, "
+                f"the last one {accuracies[last]:.2f} %)"
+            )
+        yield (
+            f"{record['bits']} {record['method']}, seed {record['seed']}: the held-out loss was "
+            f"{losses[smallest]:.3g} after epoch {smallest} and {losses[last]:.3g} after the last, "
+            f"{last}; {shipped}"
         )
 
 

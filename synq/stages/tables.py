@@ -20,8 +20,16 @@ def write_accuracy(
     run_folder: Path,
     benchmarks: Path,
     output: Path,
+    ceilings: Sequence[str] = (),
 ) -> None:
-    """Write the accuracy of all runs; ``benchmarks`` holds the stages' seconds."""
+    """Write the accuracy of all runs; ``benchmarks`` holds the stages' seconds.
+
+    ``ceilings`` are words METHOD=CEILING.
+    """
+    for word in ceilings:
+        if not all(word.partition("=")):
+            raise ConfigError(f"ceilings has {word!r}; write METHOD=CEILING")
+    pairs = {word.partition("=")[0]: word.partition("=")[2] for word in ceilings}
     runs = [read_json(run_folder / path, "metrics") for path in metrics]
     exported = [read_json(run_folder / path, "export") for path in exports]
     found = {_run(entry): entry for entry in exported}
@@ -29,7 +37,7 @@ def write_accuracy(
         {**run, "seconds": _seconds(benchmarks, run), "export": found.get(_run(run))}
         for run in runs
     ]
-    _write(accuracy_table(entries), output)
+    _write(accuracy_table(entries, pairs), output)
 
 
 def write_ablation(*, metrics: Sequence[Path], run_folder: Path, full: str, output: Path) -> None:

@@ -22,12 +22,19 @@ LATENT = 100
 
 WIDTHS = (128, 64)
 
+# Of the BatchNorm layers before the two LeakyReLUs, as in the released program.
+EPSILON = 0.8
+
+# Of Adam, as in the released program.
+BETAS = (0.5, 0.999)
+
 
 class ConditionalGenerator(nn.Module):
     """Noise times an embedding of the label, then two upsamplings with convolutions.
 
     The last BatchNorm layer has no affine part, so that the images are normalised as the teacher's
-    input is. Its initial weights come from ``generator`` alone.
+    input is. Its initial weights come from ``generator`` alone. For ImageNet the released program
+    has BatchNorm layers with an affine part for each class, which this one has not.
     """
 
     def __init__(
@@ -45,11 +52,13 @@ class ConditionalGenerator(nn.Module):
             [
                 nn.BatchNorm2d(first),
                 nn.Sequential(
-                    nn.Conv2d(first, first, 3, padding=1), nn.BatchNorm2d(first), nn.LeakyReLU(0.2)
+                    nn.Conv2d(first, first, 3, padding=1),
+                    nn.BatchNorm2d(first, EPSILON),
+                    nn.LeakyReLU(0.2),
                 ),
                 nn.Sequential(
                     nn.Conv2d(first, second, 3, padding=1),
-                    nn.BatchNorm2d(second),
+                    nn.BatchNorm2d(second, EPSILON),
                     nn.LeakyReLU(0.2),
                     nn.Conv2d(second, channels, 3, padding=1),
                     nn.Tanh(),
@@ -95,7 +104,7 @@ class GeneratorTraining:
         with torch.random.fork_rng(devices=[]):
             self.network = ConditionalGenerator(classes, image_shape, generator).to(self.device)
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), settings.generator_learning_rate
+            self.network.parameters(), settings.generator_learning_rate, BETAS
         )
 
     def step(

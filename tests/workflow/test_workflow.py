@@ -208,7 +208,7 @@ def test_every_kind_of_images_and_ranges_goes_through_the_workflow(workflow: Wor
     targets = [f"{RESULTS}/runs/digits-resnet20/w4a4/{name}/seed0/metrics.json" for name in methods]
     ran = workflow.run("--", *targets)
     assert ran.returncode == 0, ran.stdout
-    assert jobs(ran.stdout) == {"collect": 2, "synthesize": 2, "finetune": 3, "evaluate": 3}
+    assert jobs(ran.stdout) == {"collect": 2, "synthesize": 4, "finetune": 3, "evaluate": 3}
     sources = {}
     for method, target in zip(methods, targets, strict=True):
         metrics = json.loads(workflow.bytes(target))

@@ -1,6 +1,7 @@
 """The config as a whole: layers, names, the grid, and the files that come with the project."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -314,3 +315,118 @@ def test_the_ablation_switches_exactly_its_three_parts():
         assert {
             name for name, value in vars(settings).items() if value != getattr(full, name)
         } <= changed
+
+
+def released(overlay, model):
+    whole = plan(merged(read(PROJECT / "config.yaml"), read(PROJECT / "experiments" / overlay)))
+    images = whole.image_settings(model, whole.methods["synq-released"].images)
+    return images, whole.settings("finetune", model, method="synq-released")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_released_program_on_cifar(name):
+    images, settings = released(f"{name}.yaml", f"resnet20-{name}")
+    assert (images.target_weight, images.target_gamma, images.deep_weight) == (0.1, 0.5, 0)
+    assert not settings.perturbed_features
+    assert settings.lowpass_sigma == pytest.approx(32 / (2 * math.pi * 80), abs=1e-3)
+    assert (settings.batch_size, settings.learning_rate) == (64, 1e-5)
+    assert settings.lr_milestones == (20, 40, 60)
+
+
+def test_the_released_program_on_imagenet():
+    images, settings = released("imagenet.yaml", "resnet18-old")
+    assert (images.target_weight, images.target_gamma) == (0.1, 0.5)
+    assert (images.bn_weight, images.deep_weight, images.deep_norm) == (0.4, 0.02, "released")
+    assert settings.perturbed_features
+    assert settings.lowpass_sigma == pytest.approx(224 / (2 * math.pi * 80), abs=5e-3)
+    assert (settings.batch_size, settings.learning_rate) == (4, 1e-6)
+
+
+def test_the_papers_ranges_are_those_of_the_released_program():
+    whole = plan(read(PROJECT / "config.yaml"))
+    paper, program = (
+        whole.settings("calibration", "digits-resnet20", method=f"synq-{name}")
+        for name in ("paper", "released")
+    )
+    assert paper == program
+    assert paper.clip_ratio == 0.7
+
+
+def test_real_images_are_not_filtered():
+    whole = plan(read(PROJECT / "config.yaml"))
+    for name, method in whole.methods.items():
+        if whole.image_sets[method.images].stage == "real":
+            settings = whole.settings("finetune", "digits-resnet20", method=name)
+            assert settings.lowpass == "off", name
+
+
+def test_a_ceiling_counts_where_both_are_in_the_grid(config):
+    config["methods"] |= {"real": {"images": "hard"}, "more": {"images": "hard", "ceiling": "real"}}
+    config["methods"]["ours"]["ceiling"] = "real"
+    assert plan(config).ceilings() == []
+    config["grid"]["methods"] = ["ours", "real"]
+    assert plan(config).ceilings() == [("ours", "real")]
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "text"),
+    [("rael", "did you mean real?"), ("ours", "another method's name: there is real"), (3, "'3'")],
+)
+def test_a_ceiling_that_is_no_other_method_is_refused(config, ceiling, text):
+    config["methods"] |= {"real": {"images": "hard"}}
+    config["methods"]["ours"]["ceiling"] = ceiling
+    assert message(config).startswith("methods.ours.ceiling names ")
+    assert text in message(config)
+
+
+def test_the_ceiling_of_synq_plus_differs_by_its_images_and_their_filter_alone():
+    whole = plan(read(PROJECT / "config.yaml"))
+    assert whole.methods["synq-plus"].ceiling == "synq-plus-real"
+    one, other = (
+        (
+            whole.settings("calibration", "digits-resnet20", method=name),
+            vars(whole.settings("finetune", "digits-resnet20", method=name)),
+        )
+        for name in ("synq-plus", "synq-plus-real")
+    )
+    assert one[0] == other[0]
+    assert {key for key, value in one[1].items() if value != other[1][key]} == {"lowpass"}
+
+
+def held_out(config, images, finetune, **model):
+    config["image_sets"]["hard"]["images_per_class"] = images
+    config["finetune"] = finetune
+    config["models"]["tiny"]["test"] = {"dataset": "digits"}
+    config["models"]["tiny"] |= model
+    return config
+
+
+@pytest.mark.parametrize(
+    ("images", "finetune"), [(9, {}), (5, {"holdout": 0.19}), (512, {"holdout": 0.0}), (1, {})]
+)
+def test_a_selection_without_a_held_out_image_of_each_class_is_refused(config, images, finetune):
+    held_out(config, images, finetune)
+    text = message(config)
+    assert text.startswith("method ours holds no image of tiny out that the epoch is selected by")
+    assert text.endswith("raise it or synthesis.images_per_class, or write finetune.select: last")
+    held_out(config, images, {**finetune, "select": "last"})
+    plan(config)
+    held_out(config, images, {**finetune, "epochs": 0})
+    plan(config)
+
+
+def test_agreement_without_a_held_out_image_of_each_class_is_refused(config):
+    held_out(config, 9, {"select": "last"}, test={"dataset": "none"})
+    assert "that agreement is measured on: finetune.holdout is 0.1 of 9" in message(config)
+    held_out(config, 9, {"epochs": 0}, test={"dataset": "none"})
+    assert "that agreement is measured on" in message(config)
+
+
+@pytest.mark.parametrize(("images", "finetune"), [(10, {}), (5, {"holdout": 0.2}), (512, {})])
+def test_one_held_out_image_of_each_class_is_enough(config, images, finetune):
+    plan(held_out(config, images, finetune))
+
+
+def test_what_is_not_in_the_grid_may_hold_nothing_out(config):
+    config["methods"]["other"] = {"images": "hard", "finetune": {"holdout": 0.0}}
+    plan(config)

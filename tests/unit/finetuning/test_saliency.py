@@ -53,6 +53,29 @@ def test_gradient_flows_through_the_activations_alone():
     assert torch.autograd.grad(ours.sum(), output, allow_unused=True) == (None,)
 
 
+@pytest.mark.parametrize("kind", ["gradcam", "gradcam++"])
+def test_the_gradient_of_a_map_is_that_of_finite_differences(kind):
+    """Also through the weights of Grad-CAM++, where the tail is linear piece by piece."""
+    torch.manual_seed(0)
+    tail = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    activations = torch.rand(1, 6, 4, 4) + 0.5
+    direction, weights = torch.randn(1, 6, 4, 4), torch.randn(1, 1, 8, 8)
+    # Gradients of the size of the maps, so that alpha is not always a half.
+    tail[3].weight.data.mul_(16)
+
+    def value(moved):
+        moved = moved.detach().requires_grad_()
+        scores = tail(moved)[:, 1]
+        return (activation_map(scores, moved, (8, 8), kind) * weights).sum(), moved
+
+    result, moved = value(activations)
+    (gradient,) = torch.autograd.grad(result, moved)
+    step = 1e-3
+    ends = [value(activations + sign * step * direction)[0] for sign in (1, -1)]
+    wanted = float(ends[0] - ends[1]) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(wanted, rel=0.02)
+
+
 def test_a_map_that_is_zero_everywhere_stays_finite():
     activations = -torch.ones(2, 3, 4, 4, requires_grad=True)
     result = activation_map(activations.sum((1, 2, 3)), activations, (8, 8))

@@ -110,3 +110,33 @@ def test_a_warning_is_told_once_a_model():
 def test_without_a_test_set_there_is_no_full_precision():
     entry = metrics(0, 90.0) | {"teacher": {"top1": None, "weight_bytes": 9000}}
     assert readable(accuracy_table([entry]))["full precision"].tolist() == [""]
+
+
+def with_ceiling(*entries):
+    ceilings = {"plus": "plus-real", "other": "nowhere"}
+    return accuracy_table(entries, ceilings)
+
+
+def test_the_image_gap_is_the_ceilings_last_minus_the_own_seed_by_seed():
+    table = with_ceiling(
+        metrics(0, 80.0, method="plus"),
+        metrics(1, 60.0, method="plus"),
+        metrics(2, 10.0, method="plus"),  # without its ceiling
+        metrics(0, 83.0, method="plus-real"),
+        metrics(1, 62.0, method="plus-real"),
+        metrics(3, 99.0, method="plus-real"),
+        metrics(0, 50.0, method="other"),
+        metrics(0, 50.0, method="plus", bits="w3a3"),
+    )
+    rows = table.set_index(["bits", "method"])
+    assert rows.loc[("w4a4", "plus"), "image_gap_mean"] == pytest.approx(2.5)
+    assert rows.loc[("w4a4", "plus"), "image_gap_std"] == pytest.approx(0.5**0.5)
+    shown = readable(table)
+    assert shown["image gap"].tolist() == ["+2.50 ± 0.71", "", "", ""]
+
+
+def test_without_a_ceiling_in_the_table_there_is_no_image_gap():
+    table = with_ceiling(metrics(0, 80.0, method="plus"), metrics(0, 50.0, method="other"))
+    assert "image gap" not in readable(table)
+    assert "image_gap_mean" not in table
+    assert "image gap" not in readable(accuracy_table([metrics(0, 80.0, method="plus")]))

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.errors import DivergenceError
@@ -34,6 +35,13 @@ def test_images_have_the_shape_of_the_input_and_its_normalisation(shape):
     assert images.shape == (14, *shape)
     assert images.mean((0, 2, 3)).abs().max() < 1e-4
     assert (images.var((0, 2, 3)) - 1).abs().max() < 1e-2
+
+
+def test_its_layers_and_their_optimizer_are_those_of_the_released_program(teacher):
+    run = training(teacher)
+    layers = [module for module in run.network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [layer.eps for layer in layers] == [1e-5, 0.8, 0.8, 1e-5]
+    assert run.optimizer.defaults["betas"] == (0.5, 0.999)
 
 
 def test_the_label_decides_the_image():
