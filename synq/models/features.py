@@ -7,7 +7,7 @@ Names and classes differ from zoo to zoo, and a layer's role does not: what is a
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +33,8 @@ class _Made(NamedTuple):
 class _Flow(TorchFunctionMode):
     """One forward: which module made each feature map, what was summed, in which order.
 
-    ``makers`` are the modules that gave out a map, from the inside out; ``depth`` the convolutions
-    behind a tensor on the longest way.
+    ``makers`` are the modules that gave out a map, from the inside out; ``units`` those whose own
+    forward summed two of them; ``depth`` the convolutions behind a tensor on the longest way.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,6 +43,8 @@ class _Flow(TorchFunctionMode):
         self.makers: dict[_Made, list[str]] = {}
         self.visits: list[tuple[nn.Module, _Made, tuple[int, ...]]] = []
         self.branches: list[_Made] = []
+        self.units: dict[str, None] = {}
+        self._running: list[str] = []
         self._depth: dict[int, int] = {}
         self._alive: list[Tensor] = []  # so that no later tensor has the number of an earlier one
 
@@ -51,12 +53,20 @@ class _Flow(TorchFunctionMode):
         image = next(self.model.parameters()).new_zeros(1, *image_shape)
         with contextlib.ExitStack() as stack:
             for name, module in self.model.named_modules():
+                stack.callback(module.register_forward_pre_hook(self._enter(name)).remove)
                 stack.callback(module.register_forward_hook(self._leave(name)).remove)
             with torch.no_grad(), self:
                 self.model(image)
 
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            self._running.append(name)
+
+        return hook
+
     def _leave(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
+            self._running.pop()
             if isinstance(output, Tensor) and output.dim() == 4:
                 made = self._now(output)
                 self.makers.setdefault(made, []).append(name)
@@ -78,6 +88,7 @@ class _Flow(TorchFunctionMode):
                 given += [inner for inner in entry if isinstance(inner, Tensor)]
         depths = [self._depth.get(id(tensor), 0) for tensor in given]
         if name in ADDITIONS and len(given) == 2 and _maps(*given) and max(depths) > 0:
+            self.units[self._running[-1]] = None
             # The deeper one is the branch; the other is what it is added to, or a projection of it.
             self.branches.append(self._now(given[depths[1] > depths[0]]))
         result = func(*args, **(kwargs or {}))
@@ -186,53 +197,19 @@ def cam_layer(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
     return spatial[-1]
 
 
-class _Sums(TorchFunctionMode):
-    """The modules whose own forward adds two feature maps of the same shape."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[nn.Module, None] = {}
-        self.running: list[nn.Module] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(func, "__name__", "").strip("_")
-        given = [entry for entry in args[:2] if isinstance(entry, Tensor)]
-        if name in ADDITIONS and len(given) == 2 and _maps(*given) and self.running:
-            self.found[self.running[-1]] = None
-        return func(*args, **(kwargs or {}))
-
-    @contextlib.contextmanager
-    def following(self, model: nn.Module) -> Iterator[None]:
-        """Keep track of the module that is running."""
-        with contextlib.ExitStack() as stack:
-            for module in model.modules():
-                if module is not model:
-                    stack.callback(module.register_forward_pre_hook(self._enter).remove)
-                    stack.callback(module.register_forward_hook(self._leave).remove)
-            yield
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        self.running.append(module)
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.running.pop()
-
-
 def residual_units(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
     """Names of the modules whose outputs are matched block by block, in the order of execution.
 
     Those whose own forward adds two feature maps, as a residual unit does; of a network without
     sums the activation modules. Raises ModelError where there are neither.
     """
-    sums = _Sums()
+    flow = _Flow(model)
+    flow.run(image_shape)
+    # A sum in the forward of the network itself, whose name is empty, is in no unit.
+    units = [name for name in flow.units if name]
+    if units:
+        return units
     example = next(model.parameters()).new_zeros(1, *image_shape)
-    with torch.no_grad(), sums.following(model), sums:
-        model(example)
-    names = {module: name for name, module in model.named_modules()}
-    if sums.found:
-        return [names[module] for module in sums.found]
     activations = {n: m for n, m in model.named_modules() if isinstance(m, ACTIVATION_MODULES)}
     with torch.no_grad(), recorded(activations) as record:
         model(example)
