@@ -46,7 +46,7 @@ GPUS = workflow.global_resources["gpu"].value
 
 RESULTS = PLAN.results
 # The commands may set back the times of files in there, and of no others.
-os.environ["SYNQ_RESULTS"] = os.path.abspath(RESULTS)
+os.environ.update(SYNQ_RESULTS=os.path.abspath(RESULTS))
 LOGS = f"{RESULTS}/{layout.LOGS}"
 BENCHMARKS = f"{RESULTS}/{layout.BENCHMARKS}"
 ENVIRONMENT = "../envs/synq.yaml"
