@@ -12,8 +12,9 @@ class Calibration:
     weights: str = setting(
         "minmax",
         "grids of the weights, one per output channel: minmax (extremes, anew at every forward), "
-        "learned (steps that are trained, LSQ)",
-        choices=("minmax", "learned"),
+        "learned (steps that are trained, LSQ), squant (as calibrated, and weights rounded so that "
+        "their errors cancel in every kernel and output channel)",
+        choices=("minmax", "learned", "squant"),
     )
     activations: str = setting(
         "static",
@@ -22,8 +23,8 @@ class Calibration:
     )
     weight_estimator: str = setting(
         "minmax",
-        "where learned grids of weights begin: minmax (extremes), mse (the clip of each channel "
-        "that minimises the L_p error)",
+        "where learned grids of weights begin, and squant's are: minmax (extremes), mse (the clip "
+        "of each channel that minimises the L_p error)",
         choices=("minmax", "mse"),
     )
     ends_bits: int = setting(

@@ -13,6 +13,7 @@ from synq.errors import DivergenceError
 from synq.quantization.affine import channel_ranges, fake_quantize, grid_of_range
 from synq.quantization.convert import activation_quantizers, observing, weight_quantizers
 from synq.quantization.quantizers import Quantizer
+from synq.quantization.rounding import flipped_codes
 
 # The clip search needs the shape of the distribution, not every value of a feature map.
 SAMPLE = 65_536
@@ -95,7 +96,11 @@ def best_channel_clips(weight: Tensor, bits: int, power: float) -> Tensor:
 
 
 def set_weight_ranges(student: nn.Module, settings: Calibration) -> None:
-    """Let every learned grid of a weight begin at the channel's extremes, or at a searched clip."""
+    """Set every grid of a weight that is not anew at each forward, and with squant the weight too.
+
+    The grid begins at the channel's extremes, or at a searched clip. With squant a weight becomes
+    what it is rounded to, which is its nearest value from then on.
+    """
     for layer in weight_quantizers(student).values():
         weight = layer.by_output(layer.weight.detach())
         lo, hi = channel_ranges(weight)
@@ -104,6 +109,11 @@ def set_weight_ranges(student: nn.Module, settings: Calibration) -> None:
             clips = best_channel_clips(weight, bits, settings.range_power)
             lo, hi = lo * clips, hi * clips
         layer.weight_quantizer.set_range(lo, hi)
+        if settings.weights == "squant":
+            grid = layer.weight_quantizer.grid(weight)
+            rounded = grid.values(flipped_codes(weight, grid))
+            # It is its own inverse, where it does anything.
+            layer.weight.detach().copy_(layer.by_output(rounded))
 
 
 class BatchNormCorrection:

@@ -115,7 +115,12 @@ class LearnedStep(Quantizer):
         return learned_quantize(values, self.log_scale, self.zero_point, self.bits)
 
 
-WEIGHTS: Mapping[str, type[Quantizer]] = {"minmax": MinMax, "learned": LearnedStep}
+# With squant it is calibration that rounds, and gives the range.
+WEIGHTS: Mapping[str, type[Quantizer]] = {
+    "minmax": MinMax,
+    "learned": LearnedStep,
+    "squant": StaticRange,
+}
 ACTIVATIONS: Mapping[str, type[Quantizer]] = {"static": StaticRange, "learned": LearnedStep}
 
 
