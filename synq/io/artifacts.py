@@ -38,6 +38,7 @@ KINDS = {
     "part": Kind(2, "finetune"),
     "metrics": Kind(3, "evaluate"),
     "export": Kind(2, "export"),
+    "packed": Kind(1, "export"),
 }
 
 # What the system says of a disk that is full, over quota, broken, read-only or somebody else's.
