@@ -59,7 +59,7 @@ def inspect_model(
         synthesis.append("no forward of the model passes one of its BatchNorm layers")
     student = copy.deepcopy(model)
     _attempt(quantization, lambda: refuse(anatomy))
-    _attempt(quantization, lambda: quantize(student, Recipe(WIDTHS[-1], WIDTHS[-1])))
+    _attempt(quantization, lambda: quantize(student, Recipe(WIDTHS[-1], WIDTHS[-1]), image_shape))
     refusals: dict[str, list[str]] = {setting: [] for setting in CHECKS}
     fitting = {
         setting: _attempt(refusals[setting], functools.partial(check, model, image_shape))
@@ -76,7 +76,7 @@ def inspect_model(
     problems += [] if problems else unmet(refused, required)
     return {
         **dataclasses.asdict(anatomy),
-        "shared_activations": anatomy.shared_activations,
+        "repeated_activations": anatomy.repeated_activations,
         "inputs": dict(Counter(layer.input for layer in layers if layer.calls)),
         "output": told(model),
         "prior": "patches" if by_patches else "batchnorm",

@@ -66,7 +66,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
 def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What is true of the network as a whole, each with its name."""
     norms, blocks = len(found["batchnorms"]), len(found["feature_blocks"])
-    shared = [f"{name} ({calls} calls)" for name, calls in found["shared_activations"].items()]
+    repeated = [f"{name} ({calls} calls)" for name, calls in found["repeated_activations"].items()]
     called = [f"{call['module']} calls {call['function']}" for call in found["functional_layers"]]
     hidden = [
         f"{call['module']} calls {call['function']}" for call in found["functional_activations"]
@@ -95,8 +95,8 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("inputs of the layers", f"{quantized} quantized; in full precision {', '.join(exact)}"),
         ("gates, in full precision", _some(gates)),
         ("others in full precision", _some([*others, *called])),
-        ("activations that share a range", _some(shared)),
-        ("functional activations", _some(hidden)),
+        ("modules with a range a call", _some(repeated)),
+        ("activations by functions", _some(hidden)),
         ("modules never called", _some(found["never_called"])),
         ("parameters", f"{found['parameters']:,}, quantized {found['quantized_parameters']:,}"),
         ("multiply-adds of an image", f"{found['multiply_adds']:,}"),
@@ -110,11 +110,7 @@ def verdict(found: dict[str, Any]) -> str:
 
 
 def _quantized(part: dict[str, Any]) -> str:
-    if part["reason"]:
-        return f"no: {part['reason']}"
-    if part["role"] == "activation" and part["calls"] > 1:
-        return f"yes: one range for {part['calls']} calls"
-    return "yes"
+    return f"no: {part['reason']}" if part["reason"] else "yes"
 
 
 def _some(entries: Sequence[str]) -> str:

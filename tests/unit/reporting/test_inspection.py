@@ -136,26 +136,21 @@ def test_a_network_without_batchnorm_does_not_fit(inspected):
     assert len(report["problems"]) == 1
 
 
-def test_a_functional_activation_does_not_fit_and_is_named(inspected):
+def test_a_functional_activation_has_a_row(inspected):
     code, lines, report = inspected(own(*normal(), Functional(8), Functional(8)), SHAPE, 7)
-    assert code == 2
-    assert fact(lines, "functional activations") == "2: 3 calls F.relu, 4 calls F.relu"
-    assert lines[-1] == (
-        "does not fit: 3 calls F.relu in its forward, which cannot be quantized; "
-        "make it an nn.ReLU module (and 1 more like it)"
-    )
-    assert report["functional_activations"][1] == {
-        "module": "4",
-        "function": "F.relu",
-        "instead": "nn.ReLU",
-    }
+    assert code == 0
+    assert fact(lines, "activations by functions") == "2: 3 calls F.relu, 4 calls F.relu"
+    assert lines[-1] == "fits"
+    (row,) = [line.split() for line in lines if line.startswith("3/relu/0 ")]
+    assert row[1:] == ["F.relu", "8x12x12", "sum", "yes"]
+    assert report["functional_activations"][1] == {"module": "4", "function": "F.relu"}
 
 
 def test_every_reason_is_in_the_last_line_once(inspected):
     code, lines, report = inspected(own(nn.Tanh()), SHAPE, 7)
     assert code == 2
     assert "no BatchNorm layer" in lines[-1]
-    assert "passes an activation module" in lines[-1]
+    assert "passes an activation" in lines[-1]
     assert len(report["problems"]) == 2
     assert fact(lines, "others in full precision") == "1: 1 (Tanh, type not supported)"
 
@@ -180,7 +175,7 @@ def test_a_network_without_a_spatial_map_says_what_it_needs(inspected):
     assert lines[-1] == "fits, with finetune.cam: off"
 
 
-def test_shared_activations_and_gates_are_told(inspected):
+def test_repeated_activations_and_gates_are_told(inspected):
     relu = nn.ReLU()
 
     class Gate(nn.Module):
@@ -193,10 +188,10 @@ def test_shared_activations_and_gates_are_told(inspected):
 
     code, lines, _ = inspected(own(nn.BatchNorm2d(8), relu, Gate(), relu), SHAPE, 7)
     assert code == 0
-    assert fact(lines, "activations that share a range") == "1: 2 (2 calls)"
+    assert fact(lines, "modules with a range a call") == "1: 2 (2 calls)"
     assert fact(lines, "gates, in full precision") == "1: 3.gate.2"
-    (row,) = [line.split(None, 1)[1] for line in lines if line.startswith("2 ")]
-    assert row.endswith("yes: one range for 2 calls")
+    (row,) = [line.split() for line in lines if line.startswith("2/forward/1 ")]
+    assert row[1:] == ["ReLU", "8x12x12", "product", "yes"]
     (row,) = [line.split(None, 1)[1] for line in lines if line.startswith("3.gate.2 ")]
     assert row.endswith("no: a gate")
 
