@@ -13,7 +13,7 @@ sites ``module/forward/index``.
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,11 +32,15 @@ _ZEROS = ("zeros", "zeros_like", "new_zeros")
 
 @dataclass(frozen=True)
 class Site:
-    """A call: the module that makes it, ``function/index``, and how the function is written."""
+    """A call: the module that makes it, ``function/index``, and how the function is written.
+
+    It is ``overwriting`` where it is in place and the network goes on with the tensor that it gave.
+    """
 
     module: nn.Module
     key: str
     function: str
+    overwriting: bool = False
 
 
 @dataclass
@@ -70,8 +74,13 @@ def opaque(module: nn.Module) -> bool:
 class CallSites(nn.ModuleDict):
     """The quantizers of a module's sites.
 
-    As an identity, where the module calls all of its children in turn.
+    As an identity, where the module calls all of its children in turn. ``overwriting`` are the keys
+    of the sites that are.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overwriting: set[str] = set()
 
     def forward(self, values: Any) -> Any:
         return values
@@ -132,6 +141,8 @@ class _Listing(Following):
         # Of the tensors themselves, so that no later one has the number of an earlier one.
         self._activations: dict[int, Tensor] = {}
         self._zeros: dict[int, Tensor] = {}
+        # What was given to a site in place, or what that is a view of, and the site's number.
+        self._given: dict[int, tuple[Tensor, int]] = {}
 
     def begin(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.enter(name, module)
@@ -147,16 +158,40 @@ class _Listing(Following):
     def called(
         self, caller: nn.Module, key: str, func: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
+        self._look_for_given([args, kwargs])
         result = func(*args, **kwargs)
         real = isinstance(result, Tensor) and result.is_floating_point() and result.dim() > 1
         if real and (not key.startswith("maximum/") or self._with_zero([*args, *kwargs.values()])):
+            if any(tensor is result for tensor in (*args[:1], kwargs.get("input"))):
+                for tensor in (result, result._base):
+                    if tensor is not None:
+                        self._given[id(tensor)] = (tensor, len(self.sites))
+                # Another tensor over the same values tells which of the two the network goes on
+                # with.
+                result = result.view_as(result)
             self.sites.append(Site(caller, key, FUNCTIONS[func][0]))
             self._activations[id(result)] = result
         return result
 
+    def ended(self, output: Any) -> None:
+        """What the network gives out is used, too."""
+        self._look_for_given(output)
+
+    def _look_for_given(self, values: Any) -> None:
+        if isinstance(values, dict):
+            values = [*values.values()]
+        if isinstance(values, list | tuple):
+            for value in values:
+                self._look_for_given(value)
+        elif id(values) in self._given:
+            _, number = self._given[id(values)]
+            self.sites[number] = replace(self.sites[number], overwriting=True)
+
     def other(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if name != "__get__":  # the shape alone
+            self._look_for_given([args, kwargs])
+        result = func(*args, **kwargs)
         if name in _ZEROS:
             self._zeros[id(result)] = result
         if name == "dropout" and args and id(args[0]) in self._activations:
@@ -183,7 +218,8 @@ def list_calls(model: nn.Module, image_shape: tuple[int, int, int]) -> Calls:
             stack.callback(hook.remove)
         stack.enter_context(torch.no_grad())
         with listing:
-            model(image)
+            output = model(image)
+        listing.ended(output)
     return Calls(listing.sites, listing.counts, listing.fed)
 
 
@@ -231,12 +267,10 @@ class _Quantizing(Following):
         if key not in quantizers:
             return func(*args, **kwargs)
         quantizer = quantizers[key]
-        given = args[0] if args else kwargs["input"]
-        in_place = func.__name__.endswith("_") or any(a is True for a in args[1:])
-        if not (in_place or kwargs.get("inplace")):
+        if key not in quantizers.overwriting:
             return quantizer(func(*args, **kwargs))
-        # Who goes on with what was given, and not with the result, gets codes, too. What the
-        # gradient of the activation needs is not written over.
+        given = args[0] if args else kwargs["input"]
+        # In a copy, as the gradient of the activation needs what it gave.
         if args:
             result = func(given.clone(), *args[1:], **kwargs)
         else:
@@ -299,6 +333,8 @@ def add_sites(student: nn.Module, calls: Calls, recipe: Recipe) -> None:
             site.module.add_module(CONTAINER, CallSites())
         container: Any = getattr(site.module, CONTAINER)
         container.add_module(site.key, recipe.of_activation())
+        if site.overwriting:
+            container.overwriting.add(site.key)
     route = _Route({name: dict(counts) for name, counts in calls.counts.items()}, calls.functions)
     for name, module in student.named_modules():
         if type(module) in QUANTIZABLE and hasattr(module, CONTAINER):

@@ -193,6 +193,31 @@ def test_every_way_to_write_an_activation_is_a_site(name):
     assert len(student(IMAGES).unique()) <= 8
 
 
+IN_PLACE = {
+    "the result": (lambda x: F.relu(x, inplace=True) + 0, False),
+    "the result, whose size is asked of the other": (
+        lambda x: torch.relu_(x).view(x.shape),
+        False,
+    ),
+    "what was given": (lambda x: [F.relu(x, inplace=True), x][1] + 0, True),
+    "both": (lambda x: F.relu(x, inplace=True) + x, True),
+    "a part of what was given": (lambda x: [x[:, :2].relu_(), x][1] + 0, True),
+    "what was given, as the output": (lambda x: [F.relu(x, inplace=True), x][1], True),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_call_in_place_writes_codes_where_the_network_goes_on_with_what_it_gave(name):
+    function, overwriting = IN_PLACE[name]
+    model = frozen(wrapped(Apply(function)))
+    student = student_of_net(model)
+    assert bool(student[2].call_sites.overwriting) == overwriting
+    if name != "a part of what was given":
+        assert len(student(IMAGES).unique()) <= 16
+    else:
+        assert len(student(IMAGES)[:, :2].unique()) <= 16
+
+
 @pytest.mark.parametrize(
     "function",
     [
