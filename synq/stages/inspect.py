@@ -77,9 +77,11 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         for part in found["parts"]
         if part["reason"] not in ("", "a gate", "never called")
     ]
-    inputs = dict(found["inputs"])
-    quantized = inputs.pop(QUANTIZED, 0)
-    exact = [f"{count} {origin or 'unknown'}" for origin, count in inputs.items()]
+    exact = [
+        f"{count} {origin or 'unknown'}"
+        for origin, count in found["inputs"].items()
+        if origin != QUANTIZED
+    ]
     by_patches = found["prior"] == "patches"
     instead = "none: images " + ("by patch similarity" if by_patches else "cannot be synthesized")
     told = [("output", ", ".join(found["output"]))] if found["output"] else []
@@ -92,10 +94,11 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{blocks} blocks" if blocks else "no block: finetune.feature_weight must be 0",
         ),
         *told,
-        ("inputs of the layers", f"{quantized} quantized; in full precision {', '.join(exact)}"),
+        ("inputs quantized", _share(found["quantized_inputs"])),
+        ("inputs in full precision", ", ".join(exact) or "none"),
         ("gates, in full precision", _some(gates)),
         ("others in full precision", _some([*others, *called])),
-        ("modules with a range a call", _some(repeated)),
+        ("activations called again", _some(repeated)),
         ("activations by functions", _some(hidden)),
         ("modules never called", _some(found["never_called"])),
         ("parameters", f"{found['parameters']:,}, quantized {found['quantized_parameters']:,}"),
@@ -111,6 +114,12 @@ def verdict(found: dict[str, Any]) -> str:
 
 def _quantized(part: dict[str, Any]) -> str:
     return f"no: {part['reason']}" if part["reason"] else "yes"
+
+
+def _share(inputs: dict[str, Any]) -> str:
+    """How many layers read codes, and how much of the work that is."""
+    text, share = f"{inputs['layers']} of {inputs['of']}", inputs["multiply_adds_share"]
+    return text if share is None else f"{text}, {100 * share:.0f} % of the multiply-adds"
 
 
 def _some(entries: Sequence[str]) -> str:

@@ -100,8 +100,8 @@ def test_an_own_network_that_fits(inspected):
     assert fact(lines, "BatchNorm layers") == "1"
     assert fact(lines, "layer of the CAM") == "0"
     assert fact(lines, "feature alignment") == "1 blocks"
-    expected = "0 quantized; in full precision 1 image, 1 adaptive_avg_pool2d"
-    assert fact(lines, "inputs of the layers") == expected
+    assert fact(lines, "inputs quantized") == "0 of 2, 0 % of the multiply-adds"
+    assert fact(lines, "inputs in full precision") == "1 image, 1 adaptive_avg_pool2d"
     assert fact(lines, "parameters") == f"{200 + 8 + 16 + 224 + 7}, quantized 424"
     assert fact(lines, "multiply-adds of an image") == "29,024"
     assert lines[-1] == "fits"
@@ -146,6 +146,15 @@ def test_a_functional_activation_has_a_row(inspected):
     assert report["functional_activations"][1] == {"module": "4", "function": "F.relu"}
 
 
+def test_the_share_of_the_work_on_codes_is_told():
+    body = nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 1)
+    found = inspect_model(own(*normal(), *body), SHAPE)
+    # 12 x 12 pixels; the first reads the image, the last an average.
+    own_share = (32 + 32) * 144 / ((8 * 25 + 32 + 32) * 144 + 32 * 7)
+    wanted = {"layers": 2, "of": 4, "multiply_adds_share": pytest.approx(own_share)}
+    assert found["quantized_inputs"] == wanted
+
+
 def test_every_reason_is_in_the_last_line_once(inspected):
     code, lines, report = inspected(own(nn.Tanh()), SHAPE, 7)
     assert code == 2
@@ -188,7 +197,7 @@ def test_repeated_activations_and_gates_are_told(inspected):
 
     code, lines, _ = inspected(own(nn.BatchNorm2d(8), relu, Gate(), relu), SHAPE, 7)
     assert code == 0
-    assert fact(lines, "modules with a range a call") == "1: 2 (2 calls)"
+    assert fact(lines, "activations called again") == "1: 2 (2 calls)"
     assert fact(lines, "gates, in full precision") == "1: 3.gate.2"
     (row,) = [line.split() for line in lines if line.startswith("2/forward/1 ")]
     assert row[1:] == ["ReLU", "8x12x12", "product", "yes"]
