@@ -15,7 +15,7 @@ import torch
 from tabulate import tabulate
 
 from benchmarks import scale
-from benchmarks.subjects import Subject
+from benchmarks.subjects import SPELLINGS, Subject
 from benchmarks.timing import Ratio, ratios, seconds, summary
 from synq.config.finetune import Finetune
 from synq.errors import ConfigError
@@ -61,6 +61,25 @@ def compiled(subject: Subject) -> dict[str, Callable[[], object]]:
         print(error, file=sys.stderr)
         return {}
     return {"BatchNorm alignment's gradient": plain, "the same, compiled": faster}
+
+
+def call_sites(
+    architecture: str, size: int, batch: int, device: torch.device, repeats: int
+) -> dict[str, dict[str, Ratio]]:
+    """A student's step and forward by the spelling of its activations, in units of modules'."""
+    subjects = {
+        name: Subject(architecture, size, batch, device, spelling=name) for name in SPELLINGS
+    }
+    kinds: dict[str, Callable[[Subject], Callable[[], object]]] = {
+        "fine-tuning step, all terms": lambda subject: subject.step(ALL_TERMS),
+        "student's forward": lambda subject: subject.student_forward,
+    }
+    found = {}
+    for kind, of in kinds.items():
+        unit, *others = (of(subject) for subject in subjects.values())
+        functions = dict(zip([*SPELLINGS][1:], others, strict=True))
+        found[kind] = ratios(unit, functions, repeats)[0]
+    return found
 
 
 def drift(architecture: str, size: int, device: torch.device, steps: int) -> Ratio:
@@ -152,6 +171,9 @@ def main() -> None:
     parser.add_argument(
         "--scale", action="store_true", help="ImageNet's size instead: storage, memory, planning"
     )
+    parser.add_argument(
+        "--sites", action="store_true", help="what functional and repeated activations cost instead"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)
@@ -163,6 +185,19 @@ def main() -> None:
             print(tabulate(part.items(), ["what", "measured"], tablefmt="github"), end="\n\n")
         if arguments.json:
             arguments.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        return
+    if arguments.sites:
+        cells: dict[tuple[str, str], list[str]] = {}
+        for batch in arguments.batch:
+            found = call_sites(
+                arguments.architecture, arguments.size, batch, device, arguments.repeats
+            )
+            for kind, spellings in found.items():
+                for name, ratio in spellings.items():
+                    text = f"{ratio.median:.3f} ({ratio.spread:.3f})"
+                    cells.setdefault((kind, name), []).append(text)
+        headers = ["of modules'", "activations", *(f"batch {batch}" for batch in arguments.batch)]
+        print(tabulate([[*key, *own] for key, own in cells.items()], headers, tablefmt="github"))
         return
     if arguments.profile:
         subject = Subject(arguments.architecture, arguments.size, arguments.batch[0], device)

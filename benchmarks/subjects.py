@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -41,6 +42,35 @@ def untrained(architecture: str, classes: int, images: Tensor) -> nn.Module:
     return model
 
 
+class Called(nn.Module):
+    """An activation whose own forward calls a function."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, values: Tensor) -> Tensor:
+        return nn.functional.relu(values, inplace=self.inplace)
+
+
+# How the activations of a network are called -> what makes one, to stand where each was.
+SPELLINGS: dict[str, Callable[[], nn.Module]] = {
+    "modules": lambda: nn.ReLU(inplace=True),
+    "functions": lambda: Called(inplace=False),
+    "functions in place": lambda: Called(inplace=True),
+    "one module": functools.cache(lambda: nn.ReLU(inplace=True)),
+}
+
+
+def spelled(model: nn.Module, spelling: str) -> nn.Module:
+    """The model with its ReLU modules in another spelling, in place."""
+    for module in [*model.modules()]:
+        for place, child in module.named_children():
+            if type(child) is nn.ReLU:
+                setattr(module, place, SPELLINGS[spelling]())
+    return model
+
+
 @dataclasses.dataclass
 class Subject:
     """A network, its quantized copy, and a batch."""
@@ -50,19 +80,21 @@ class Subject:
     batch: int
     device: torch.device
     bits: tuple[int, int] = (3, 3)
+    spelling: str = "modules"
 
     def __post_init__(self) -> None:
         self.classes = 10 if "cifar10" in self.architecture else 1000
         self.shape = (3, self.size, self.size)
         self.images = torch.randn(self.batch, *self.shape, generator=generator_for(0))
         model = untrained(self.architecture, self.classes, self.images)
+        model = spelled(model, self.spelling)
         # The unit is the network as torch makes it; the stages' networks are channels last.
         self.plain = frozen(model).to(self.device)
         self.teacher: nn.Module = copy.deepcopy(self.plain)
         self.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images = self.images.to(self.device)
         self.labels = torch.arange(self.batch, device=self.device) % self.classes
-        self.student = quantize(copy.deepcopy(self.teacher), Recipe(*self.bits)).eval()
+        self.student = quantize(copy.deepcopy(self.teacher), Recipe(*self.bits), self.shape).eval()
         calibrate(self.student, [self.images], Calibration(range_estimator="minmax"))
 
     def forward(self) -> Tensor:

@@ -19,8 +19,9 @@ from synq.models.hooks import recorded
 from synq.models.structure import attention_layers
 
 ADDITIONS = ("add", "iadd", "radd")
-# Where a network has no residual units, what stands for the end of a block.
-ACTIVATION_MODULES = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU)
+# Where a network has no residual units, what stands for the end of a block: by the functions, which
+# torch's modules call, too.
+ACTIVATIONS = ("relu", "relu6", "hardtanh", "silu", "hardswish", "gelu", "leaky_relu")
 
 
 class _Made(NamedTuple):
@@ -34,7 +35,8 @@ class _Flow(TorchFunctionMode):
     """One forward: which module made each feature map, what was summed, in which order.
 
     ``makers`` are the modules that gave out a map, from the inside out; ``units`` those whose own
-    forward summed two of them; ``depth`` the convolutions behind a tensor on the longest way.
+    forward summed two of them; ``depth`` the convolutions behind a tensor on the longest way;
+    ``activations`` the maps before and behind each activation.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,6 +46,7 @@ class _Flow(TorchFunctionMode):
         self.visits: list[tuple[nn.Module, _Made, tuple[int, ...]]] = []
         self.branches: list[_Made] = []
         self.units: dict[str, None] = {}
+        self.activations: list[tuple[_Made, _Made]] = []
         self._running: list[str] = []
         self._depth: dict[int, int] = {}
         self._alive: list[Tensor] = []  # so that no later tensor has the number of an earlier one
@@ -91,7 +94,10 @@ class _Flow(TorchFunctionMode):
             self.units[self._running[-1]] = None
             # The deeper one is the branch; the other is what it is added to, or a projection of it.
             self.branches.append(self._now(given[depths[1] > depths[0]]))
+        before = self._now(given[0]) if name in ACTIVATIONS and given else None
         result = func(*args, **(kwargs or {}))
+        if before and result.dim() == 4:
+            self.activations.append((before, self._now(result)))
         depth = max(depths, default=0) + name.startswith("conv")
         for tensor in result if isinstance(result, list | tuple) else [result]:
             if isinstance(tensor, Tensor):
@@ -201,7 +207,8 @@ def residual_units(model: nn.Module, image_shape: tuple[int, int, int]) -> list[
     """Names of the modules whose outputs are matched block by block, in the order of execution.
 
     Those whose own forward adds two feature maps, as a residual unit does; of a network without
-    sums the activation modules. Raises ModelError where there are neither.
+    sums those that give out an activation, or what a function makes one of. Raises ModelError where
+    there are neither.
     """
     flow = _Flow(model)
     flow.run(image_shape)
@@ -209,14 +216,11 @@ def residual_units(model: nn.Module, image_shape: tuple[int, int, int]) -> list[
     units = [name for name in flow.units if name]
     if units:
         return units
-    example = next(model.parameters()).new_zeros(1, *image_shape)
-    activations = {n: m for n, m in model.named_modules() if isinstance(m, ACTIVATION_MODULES)}
-    with torch.no_grad(), recorded(activations) as record:
-        model(example)
-    found = [name for name, output in record.items() if output.dim() == 4]
+    makers = [flow.makers.get(made) or flow.makers.get(from_) for from_, made in flow.activations]
+    found = list(dict.fromkeys(own[0] for own in makers if own))
     if not found:
         raise ModelError(
-            "the model has no residual unit and no activation module to match block by block; "
+            "the model has no residual unit and no activation to match block by block; "
             "set finetune.block_weight: 0"
         )
     return found

@@ -1,10 +1,6 @@
-"""Which activations are quantized, which are gates, and which calls hide one from the program.
+"""Which activations are quantized, which are gates, and which functions are activations."""
 
-An activation is quantized by its module: a function that a forward calls has no name to keep a
-range under, and nothing to be swapped.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +11,7 @@ from torch.nn import functional
 # By their exact type: a subclass may do anything.
 QUANTIZABLE: tuple[type[nn.Module], ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU),
-    *(nn.Hardswish, nn.SiLU, nn.GELU, nn.Mish),
+    *(nn.Hardswish, nn.Hardtanh, nn.SiLU, nn.GELU, nn.Mish),
     *(HSwish, Swish),
 )
 
@@ -24,31 +20,48 @@ QUANTIZABLE: tuple[type[nn.Module], ...] = (
 GATES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, HSigmoid)
 
 
-_MODULES = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "leaky_relu": nn.LeakyReLU,
-    "prelu": nn.PReLU,
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "celu": nn.CELU,
-    "hardswish": nn.Hardswish,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "mish": nn.Mish,
+# Whatever these are given, what they give is an activation.
+_ALWAYS = (
+    *("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu"),
+    *("hardswish", "hardtanh", "silu", "gelu", "mish"),
+)
+
+
+# Activations by their arguments: clamp(min=0), clamp(0, 6), maximum(x, 0).
+_BY_ARGUMENTS = {
+    "clamp": "clamp",
+    "clip": "clamp",
+    "clamp_min": "clamp",
+    "maximum": "maximum",
 }
 
 
-def _functions() -> dict[Callable[..., Any], tuple[str, type[nn.Module]]]:
+def _functions() -> dict[Callable[..., Any], tuple[str, str]]:
     places = {"F": functional, "torch": torch, "Tensor": Tensor}
+    names = {**dict(zip(_ALWAYS, _ALWAYS, strict=True)), **_BY_ARGUMENTS}
     return {
-        getattr(place, spelling): (f"{where}.{spelling}", module)
-        for name, module in _MODULES.items()
-        for spelling in (name, f"{name}_")
+        getattr(place, spelling): (f"{where}.{spelling}", name)
+        for written, name in names.items()
+        for spelling in (written, f"{written}_")
         for where, place in reversed(places.items())
         if hasattr(place, spelling)
     }
 
 
-# Function -> how it is written, and the module that does the same.
+# Function -> how it is written, and its name in that of a site.
 FUNCTIONS = _functions()
+
+
+def activation(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The name of the activation that this call is, or may be; else nothing.
+
+    By the call alone, whatever the tensors hold: so that the calls of every forward are counted
+    alike. Of ``maximum`` it is not known then whether the other tensor is 0.
+    """
+    name = FUNCTIONS[func][1] if func in FUNCTIONS else ""
+    if name == "clamp":
+        ends = dict(zip(("min", "max"), args[1:], strict=False))
+        low, high = ({**ends, **kwargs}.get(end) for end in ("min", "max"))
+        plain = isinstance(low, int | float) and (high is None or isinstance(high, int | float))
+        return name if plain and low == 0 and high in (None, 6) else ""
+    return name

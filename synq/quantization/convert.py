@@ -2,7 +2,7 @@
 
 Quantized layers replace theirs under the same names, so teacher and student pair by name. An
 activation stays the module that it is and gets a submodule ``quantizer``, which a hook applies to
-its output.
+its output. What is called as a function, or called again, is quantized in ``sites``.
 
 In a transformer the input of each linear layer is quantized as well: behind LayerNorm, behind the
 attention, behind GELU. Softmax, the products of queries with keys and of attention with values,
@@ -27,6 +27,7 @@ from synq.quantization.layers import (
     QuantMultiheadAttention,
 )
 from synq.quantization.quantizers import Quantizer, Recipe
+from synq.quantization.sites import CONTAINER, Calls, add_sites, list_calls
 
 # By their exact type: a subclass may use its weight in another way.
 WEIGHTED: Mapping[type[nn.Module], Any] = {
@@ -36,35 +37,41 @@ WEIGHTED: Mapping[type[nn.Module], Any] = {
 }
 
 
-def quantize(model: nn.Module, recipe: Recipe) -> nn.Module:
+def quantize(
+    model: nn.Module, recipe: Recipe, image_shape: tuple[int, int, int] | None = None
+) -> nn.Module:
     """Turn the layers of ``model`` into quantized ones, in place, and return it.
 
     Every convolution and linear layer, the first and the last too, gets a quantizer of its weight;
     every activation of ``QUANTIZABLE`` gets one of its output, and so does the input of every
-    attention and every linear layer of a transformer but the last, as a submodule ``input``. Names
+    attention and every linear layer of a transformer but the last, as a submodule ``input``. With
+    an ``image_shape`` one image of zeros is sent through the model, and every call of an activation
+    is quantized where it is called; without it, those of modules alone, by one range each. Names
     and state-dict keys stay; those of the quantizers are new. Raises ModelError where there is
     nothing to quantize, or nothing to quantize the activations after.
     """
-    opened = set(attention.open_inputs(model))
     for layer in attention_layers(model).values():
         if isinstance(layer, nn.MultiheadAttention):
             attention.check_open(layer)
         else:
             attention.redirect(layer)
     attention.forgo_fast_paths(model)
+    calls = list_calls(model, image_shape) if image_shape else Calls()
+    opened = {layer for layer in attention.open_inputs(model) if layer not in calls.fed}
     inputs = _replace_layers(model, recipe, opened)
     behind = [module for module in model.modules() if type(module) in QUANTIZABLE]
     for module in behind:
         module.add_module("quantizer", recipe.of_activation())
-        module.register_forward_hook(_quantized_output)
+    add_sites(model, calls, recipe)
+    for module in behind:
+        # That of several calls has a hook of its own.
+        if not hasattr(module, CONTAINER):
+            module.register_forward_hook(_quantized_output)
     if not weight_quantizers(model):
         raise ModelError("the model has no convolution or linear layer to quantize")
-    if not behind and not inputs:
+    if not behind and not inputs and not calls.sites:
         names = ", ".join(activation.__name__ for activation in QUANTIZABLE)
-        raise ModelError(
-            f"the model has no activation module to quantize ({names}); "
-            "functional activations (F.relu) must become modules"
-        )
+        raise ModelError(f"the model has no activation to quantize ({names}, or their functions)")
     return model
 
 

@@ -7,9 +7,10 @@ from torch.nn import functional
 
 from synq.errors import ModelError
 from synq.models.structure import LINEAR, attention_layers
-from synq.quantization.activations import FUNCTIONS, GATES, QUANTIZABLE
+from synq.quantization.activations import GATES, QUANTIZABLE
 from synq.quantization.attention import open_inputs
 from synq.quantization.convert import WEIGHTED
+from synq.quantization.sites import Site, list_calls, site_name
 from synq.quantization.trace import QUANTIZED, Trace, Visits
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,8 +35,9 @@ WEIGHING = (
 
 @dataclass(frozen=True)
 class Part:
-    """A module of the roles ``layer`` (it has a weight), ``activation`` or ``gate``.
+    """A module of the roles ``layer`` (it has a weight), ``activation`` or ``gate``, or a call.
 
+    A call ``module/function/index`` is an activation, and so are the further calls of a module.
     ``reason`` says why it stays in full precision, and is empty where it is quantized. Shapes are
     of one image, without the batch axis. ``multiply_adds`` counts all ``calls``, and is None where
     it is not known. ``input`` is ``quantized``, or what made it a full-precision tensor.
@@ -54,11 +56,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Call:
-    """A function that a module's forward calls where a module should stand."""
+    """A function that a module's forward calls where a module could stand."""
 
     module: str
     function: str
-    instead: str
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ class Anatomy:
         return [part for part in self.parts if part.role == role]
 
     @property
-    def shared_activations(self) -> dict[str, int]:
-        """Name -> calls of each quantized activation that one range must do for several times."""
-        shared = [part for part in self.of("activation") if part.calls > 1 and not part.reason]
-        return {part.name: part.calls for part in shared}
+    def repeated_activations(self) -> dict[str, int]:
+        """Name -> calls of each activation module with a range for every call."""
+        repeated = [part for part in self.of("activation") if part.calls > 1 and not part.reason]
+        return {part.name: part.calls for part in repeated}
 
 
 def examine(
@@ -88,69 +89,71 @@ def examine(
 
     Without ``counting`` no multiply-adds are known, which saves seconds.
     """
-    trace = Trace(model, QUANTIZABLE, counting=counting)
+    calls = list_calls(model, image_shape)
+    trace = Trace(model, QUANTIZABLE, calls, counting=counting)
     trace.run(image_shape)
     names = {module: name or "the model" for name, module in model.named_modules()}
+    paths = {module: name for name, module in model.named_modules()}
+    calling = {site.module for site in calls.sites}
     # The linear layers of an attention are read by its own function, not called.
     attentions = attention_layers(model).values()
     inside = {c for m in attentions for c in m.children() if type(c) in LINEAR}
     fed = {*open_inputs(model), *(m for m in attentions if isinstance(m, nn.MultiheadAttention))}
     order = [*trace.visits, *(m for m in names if m not in trace.visits)]
     called = [module for module in order if module in trace.visits]
-    activation_calls, layer_calls = [], []
-    for caller, function in trace.functions:
-        where = names[caller] if caller else "the model"
-        if function in FUNCTIONS and type(caller) not in (*QUANTIZABLE, *GATES):
-            spelling, instead = FUNCTIONS[function]
-            activation_calls.append(Call(where, spelling, f"nn.{instead.__name__}"))
-        elif function in WEIGHING and (
-            caller is None or not (_role(caller) or caller in attentions)
-        ):
-            layer_calls.append(Call(where, f"F.{function.__name__}", "a layer"))
+    layer_calls = [
+        Call(names[caller] if caller else "the model", f"F.{function.__name__}")
+        for caller, function in trace.functions
+        if function in WEIGHING and (caller is None or not (_role(caller) or caller in attentions))
+    ]
+    parts = []
+    for module in order:
+        visits = trace.visits.get(module, Visits())
+        if isinstance(module, Site):
+            parts.append(_call(site_name(paths[module.module], module.key), module, visits))
+        # A kind of activation that is not known is quantized by the function that it calls.
+        elif _role(module) and not (module in calling and type(module) not in QUANTIZABLE):
+            within, open_input = module in inside, module in fed
+            parts.append(_part(names[module], module, visits, inside=within, fed=open_input))
     return Anatomy(
-        parts=[
-            _part(
-                names[module],
-                module,
-                trace.visits.get(module, Visits()),
-                inside=module in inside,
-                fed=module in fed,
-            )
-            for module in order
-            if _role(module)
-        ],
+        parts=parts,
         batchnorms=[
             names[module]
             for module in called
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
         ],
-        functional_activations=activation_calls,
+        functional_activations=[
+            Call(names[site.module], site.function)
+            for site in calls.sites
+            if type(site.module) not in QUANTIZABLE
+        ],
         functional_layers=layer_calls,
         never_called=[
             names[module]
-            for module in order
+            for module in names
             if module not in (*trace.visits, *inside) and not _holds_others(module)
         ],
     )
 
 
-def require_modules(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """ModelError where a forward calls an activation as a function, or passes none at all."""
+def require_activations(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """ModelError where a forward passes no activation."""
     refuse(examine(model, image_shape, counting=False))
 
 
 def refuse(anatomy: Anatomy) -> None:
-    """ModelError where the forward calls an activation as a function, or passes none at all."""
-    calls = anatomy.functional_activations
-    if calls:
-        more = f" (and {len(calls) - 1} more like it)" if len(calls) > 1 else ""
-        raise ModelError(
-            f"{calls[0].module} calls {calls[0].function} in its forward, which cannot be "
-            f"quantized; make it an {calls[0].instead} module{more}"
-        )
+    """ModelError where the forward passes no activation."""
     if all(part.reason for part in anatomy.of("activation")):
         kinds = ", ".join(activation.__name__ for activation in QUANTIZABLE)
-        raise ModelError(f"no forward of the model passes an activation module ({kinds})")
+        raise ModelError(
+            f"no forward of the model passes an activation ({kinds}, or their functions)"
+        )
+
+
+def _call(name: str, site: Site, visits: Visits) -> Part:
+    outputs = [visit.output for visit in visits.calls if visit.output]
+    shape = outputs[0][1:] if outputs else None
+    return Part(name, "activation", site.function, None, shape, None, 1, visits.origin, "")
 
 
 def _part(name: str, module: nn.Module, visits: Visits, *, inside: bool, fed: bool) -> Part:

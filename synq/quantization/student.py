@@ -14,7 +14,7 @@ from synq.io.artifacts import read_checkpoint
 from synq.models.teacher import Teacher
 from synq.models.weights import load_weights
 from synq.quantization.convert import quantize
-from synq.quantization.coverage import require_modules
+from synq.quantization.coverage import require_activations
 from synq.quantization.quantizers import Recipe
 
 
@@ -23,8 +23,8 @@ def student_of(teacher: Teacher, recipe: Recipe) -> nn.Module:
 
     Raises ModelError where activations would stay in full precision unseen.
     """
-    require_modules(teacher.model, teacher.image_shape)
-    return quantize(copy.deepcopy(teacher.model), recipe).eval()
+    require_activations(teacher.model, teacher.image_shape)
+    return quantize(copy.deepcopy(teacher.model), recipe, teacher.image_shape).eval()
 
 
 def recipe_from(bits: str, settings: Calibration) -> Recipe:

@@ -1,7 +1,8 @@
 """Following one forward of a network: what runs, what it calls, where each tensor comes from."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from synq.quantization.activations import activation
+from synq.quantization.sites import FORWARD, Calls, Site, evaluating, opaque
 
 IMAGE, QUANTIZED = "image", "quantized"
 
@@ -52,20 +56,28 @@ class Visits:
 class Trace(TorchFunctionMode):
     """One forward, as it was seen.
 
-    ``visits`` holds the modules in the order of execution, ``functions`` the pairs of a module
-    (None outside of all) and a torch function that its own forward called. ``origin`` is
-    ``quantized`` where the tensor came from a module of the types ``quantized`` and kept its
-    values, or else the function that made it. Multiply-adds are known where it is ``counting``,
-    for which torch imports its compiler: seconds that only who asks for them shall wait.
+    ``visits`` holds the modules, and the sites of ``calls``, in the order of execution,
+    ``functions`` the pairs of a module (None outside of all) and a torch function that its own
+    forward called. ``origin`` is ``quantized`` where the tensor came from a module of the types
+    ``quantized`` or from a site and kept its values, or else the function that made it.
+    Multiply-adds are known where it is ``counting``, for which torch imports its compiler: seconds
+    that only who asks for them shall wait.
     """
 
     def __init__(
-        self, model: nn.Module, quantized: Collection[type[nn.Module]], *, counting: bool = False
+        self,
+        model: nn.Module,
+        quantized: Collection[type[nn.Module]],
+        calls: Calls | None = None,
+        *,
+        counting: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.quantized = model, quantized
-        self.visits: dict[nn.Module, Visits] = {}
+        self.sites = {(site.module, site.key): site for site in (calls or Calls()).sites}
+        self.visits: dict[nn.Module | Site, Visits] = {}
         self.functions: dict[tuple[nn.Module | None, Callable[..., Any]], None] = {}
+        self._called: Counter[tuple[nn.Module, str]] = Counter()
         self._running: list[nn.Module] = []
         self._counter = FlopCounterMode(display=False) if counting else None
         self._counts: list[int] = []
@@ -78,7 +90,7 @@ class Trace(TorchFunctionMode):
         """
         image = next(self.model.parameters()).new_zeros(1, *image_shape)
         self._origins[image] = IMAGE
-        with _evaluating(self.model), self._hooks(), torch.no_grad(), self._counting(), self:
+        with evaluating(self.model), self._hooks(), torch.no_grad(), self._counting(), self:
             self.model(image)
 
     def _counting(self) -> contextlib.AbstractContextManager[Any]:
@@ -93,20 +105,39 @@ class Trace(TorchFunctionMode):
         with contextlib.ExitStack() as stack:
             for module in self.model.modules():
                 stack.callback(module.register_forward_pre_hook(self._enter).remove)
-                stack.callback(module.register_forward_hook(self._leave).remove)
+                # Also of a module whose exception the network catches.
+                hook = module.register_forward_hook(self._leave, always_call=True)
+                stack.callback(hook.remove)
             yield
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._running.append(module)
         self._counts.append(self._multiply_adds())
-        visits = self.visits.setdefault(module, Visits())
+        self._visited(module, args)
+        site = self._site(module, FORWARD)
+        if site:
+            self._visited(site, args)
+
+    def _visited(self, place: nn.Module | Site, args: Any) -> Visits:
+        visits = self.visits.setdefault(place, Visits())
         for tensor in _tensors(args[:1]):
             visits.origin = visits.origin or self._origins.get(tensor, "")
+        return visits
+
+    def _site(self, module: nn.Module, function: str) -> Site | None:
+        """The site of the next call of ``function`` by this module."""
+        index = self._called[module, function]
+        self._called[module, function] += 1
+        return self.sites.get((module, f"{function}/{index}"))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._running.pop()
         count = self._multiply_adds() - self._counts.pop()
-        self.visits[module].calls.append(Visit(_shape(output), count if self._counter else None))
+        visit = Visit(_shape(output), count if self._counter else None)
+        self.visits[module].calls.append(visit)
+        site = self.sites.get((module, f"{FORWARD}/{len(self.visits[module].calls) - 1}"))
+        if site:
+            self.visits[site].calls.append(visit)
         if type(module) in self.quantized:
             for tensor in _tensors(output):
                 self._origins[tensor] = QUANTIZED
@@ -114,7 +145,11 @@ class Trace(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        site = self._site_of(func, args, kwargs)
+        # Before the call, which may be in place.
+        visits = self._visited(site, args or [*kwargs.values()]) if site else None
+        result = func(*args, **kwargs)
         self.functions[self._running[-1] if self._running else None, func] = None
         name = getattr(func, "__name__", "").strip("_")
         origin = SPOKEN.get(name, name)
@@ -122,20 +157,21 @@ class Trace(TorchFunctionMode):
             sources = [self._origins.get(tensor) for tensor in _tensors(args[0])]
             mixed = [source for source in sources if source != QUANTIZED]
             origin = (mixed[0] or name) if mixed else QUANTIZED
+        if visits is not None:
+            visits.calls.append(Visit(_shape(result), None))
+            origin = QUANTIZED
         for tensor in _tensors(result):
             self._origins[tensor] = origin
         return result
 
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    def _site_of(
+        self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+    ) -> Site | None:
+        caller = self._running[-1] if self._running else None
+        if caller is None or opaque(caller):
+            return None
+        function = activation(func, args, kwargs)
+        return self._site(caller, function) if function else None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

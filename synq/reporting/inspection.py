@@ -17,8 +17,9 @@ from synq.models.features import cam_layer, feature_blocks, residual_units
 from synq.models.outputs import told
 from synq.models.structure import batchnorms
 from synq.quantization.convert import packed_bytes, quantize
-from synq.quantization.coverage import examine, refuse
+from synq.quantization.coverage import Part, examine, refuse
 from synq.quantization.quantizers import Recipe
+from synq.quantization.trace import QUANTIZED
 from synq.synthesis.patches import PatchReader, uses_patches
 
 WIDTHS = (32, 8, 4, 3, 2)
@@ -59,7 +60,7 @@ def inspect_model(
         synthesis.append("no forward of the model passes one of its BatchNorm layers")
     student = copy.deepcopy(model)
     _attempt(quantization, lambda: refuse(anatomy))
-    _attempt(quantization, lambda: quantize(student, Recipe(WIDTHS[-1], WIDTHS[-1])))
+    _attempt(quantization, lambda: quantize(student, Recipe(WIDTHS[-1], WIDTHS[-1]), image_shape))
     refusals: dict[str, list[str]] = {setting: [] for setting in CHECKS}
     fitting = {
         setting: _attempt(refusals[setting], functools.partial(check, model, image_shape))
@@ -76,8 +77,9 @@ def inspect_model(
     problems += [] if problems else unmet(refused, required)
     return {
         **dataclasses.asdict(anatomy),
-        "shared_activations": anatomy.shared_activations,
+        "repeated_activations": anatomy.repeated_activations,
         "inputs": dict(Counter(layer.input for layer in layers if layer.calls)),
+        "quantized_inputs": _quantized_inputs(layers),
         "output": told(model),
         "prior": "patches" if by_patches else "batchnorm",
         "cam_layer": layer,
@@ -96,6 +98,15 @@ def inspect_model(
         "refusals": refused,
         "fits": not problems,
     }
+
+
+def _quantized_inputs(layers: Sequence[Part]) -> dict[str, Any]:
+    """How many of the called layers read codes, and their share of the known multiply-adds."""
+    called = [layer for layer in layers if layer.calls]
+    reading = [layer for layer in called if layer.input == QUANTIZED]
+    own, total = (sum(layer.multiply_adds or 0 for layer in some) for some in (reading, called))
+    share = own / total if total else None
+    return {"layers": len(reading), "of": len(called), "multiply_adds_share": share}
 
 
 def _attempt(problems: list[str], check: Callable[[], Any]) -> Any:

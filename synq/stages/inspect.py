@@ -66,7 +66,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
 def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What is true of the network as a whole, each with its name."""
     norms, blocks = len(found["batchnorms"]), len(found["feature_blocks"])
-    shared = [f"{name} ({calls} calls)" for name, calls in found["shared_activations"].items()]
+    repeated = [f"{name} ({calls} calls)" for name, calls in found["repeated_activations"].items()]
     called = [f"{call['module']} calls {call['function']}" for call in found["functional_layers"]]
     hidden = [
         f"{call['module']} calls {call['function']}" for call in found["functional_activations"]
@@ -77,9 +77,11 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         for part in found["parts"]
         if part["reason"] not in ("", "a gate", "never called")
     ]
-    inputs = dict(found["inputs"])
-    quantized = inputs.pop(QUANTIZED, 0)
-    exact = [f"{count} {origin or 'unknown'}" for origin, count in inputs.items()]
+    exact = [
+        f"{count} {origin or 'unknown'}"
+        for origin, count in found["inputs"].items()
+        if origin != QUANTIZED
+    ]
     by_patches = found["prior"] == "patches"
     instead = "none: images " + ("by patch similarity" if by_patches else "cannot be synthesized")
     told = [("output", ", ".join(found["output"]))] if found["output"] else []
@@ -92,11 +94,12 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{blocks} blocks" if blocks else "no block: finetune.feature_weight must be 0",
         ),
         *told,
-        ("inputs of the layers", f"{quantized} quantized; in full precision {', '.join(exact)}"),
+        ("inputs quantized", _share(found["quantized_inputs"])),
+        ("inputs in full precision", ", ".join(exact) or "none"),
         ("gates, in full precision", _some(gates)),
         ("others in full precision", _some([*others, *called])),
-        ("activations that share a range", _some(shared)),
-        ("functional activations", _some(hidden)),
+        ("activations called again", _some(repeated)),
+        ("activations by functions", _some(hidden)),
         ("modules never called", _some(found["never_called"])),
         ("parameters", f"{found['parameters']:,}, quantized {found['quantized_parameters']:,}"),
         ("multiply-adds of an image", f"{found['multiply_adds']:,}"),
@@ -110,11 +113,13 @@ def verdict(found: dict[str, Any]) -> str:
 
 
 def _quantized(part: dict[str, Any]) -> str:
-    if part["reason"]:
-        return f"no: {part['reason']}"
-    if part["role"] == "activation" and part["calls"] > 1:
-        return f"yes: one range for {part['calls']} calls"
-    return "yes"
+    return f"no: {part['reason']}" if part["reason"] else "yes"
+
+
+def _share(inputs: dict[str, Any]) -> str:
+    """How many layers read codes, and how much of the work that is."""
+    text, share = f"{inputs['layers']} of {inputs['of']}", inputs["multiply_adds_share"]
+    return text if share is None else f"{text}, {100 * share:.0f} % of the multiply-adds"
 
 
 def _some(entries: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ EDITS = {
     "quantization/layers.py": {*STUDENTS, "inspect"},
     "quantization/activations.py": {*STUDENTS, "inspect"},
     "quantization/convert.py": {*STUDENTS, "inspect"},
+    "quantization/sites.py": {*STUDENTS, "inspect"},
     "quantization/student.py": STUDENTS,
     "quantization/onnx.py": {"export"},
     "synthesis/synthesize.py": {"synthesize"},

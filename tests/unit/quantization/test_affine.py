@@ -103,7 +103,7 @@ def test_observers_see_activations_inside_the_block_alone():
     ("model", "reason"),
     [
         (nn.Sequential(nn.ReLU()), "no convolution or linear layer"),
-        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh()), "no activation module to quantize"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh()), "no activation to quantize"),
     ],
 )
 def test_a_model_without_anything_to_quantize_is_refused(model, reason):

@@ -20,7 +20,7 @@ from synq.models.hooks import recorded
 from synq.models.structure import attention_layers
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import activation_quantizers, packed_bytes, quantize
-from synq.quantization.coverage import require_modules
+from synq.quantization.coverage import require_activations
 from synq.quantization.layers import QuantizedWeight, QuantMultiheadAttention
 from synq.quantization.quantizers import Recipe
 from synq.reporting.inspection import inspect_model
@@ -69,7 +69,7 @@ def model(request):
 )
 def test_real_structures_are_quantized_whole(make, weights, activations):
     model, shape = make(), (3, 224, 224)
-    require_modules(model, shape)
+    require_activations(model, shape)
     network = student(model, (8, 8), shape=shape, count=2)
     assert sum(isinstance(module, QuantizedWeight) for module in network.modules()) == weights
     quantizers = activation_quantizers(network)

@@ -24,6 +24,7 @@ LOWEST = {
     **dict.fromkeys([nn.ReLU, nn.ReLU6], 0.0),
     **dict.fromkeys([nn.Hardswish, HSwish], -0.375),
     **dict.fromkeys([nn.SiLU, Swish], -0.278),
+    nn.Hardtanh: -1.0,
     nn.GELU: -0.17,
     nn.Mish: -0.309,
     nn.LeakyReLU: -0.06,

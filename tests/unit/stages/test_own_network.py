@@ -48,6 +48,20 @@ class Viewing(nn.Module):
         x = F.max_pool2d(self.relu2(self.bn2(self.conv2(x))), 2)
         return self.output(x.view(x.size(0), -1))
 
+class Calling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 8, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.output = nn.Linear(8 * 16, 3)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
+        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x)), inplace=True), 2)
+        return self.output(x.view(x.size(0), -1))
+
 class Answering(Viewing):
     def forward(self, x):
         return {"hidden": None, "logits": super().forward(x)}
@@ -75,6 +89,7 @@ def folder(tmp_path, monkeypatch):
     ("name", "told"),
     [
         ("Viewing", []),
+        ("Calling", []),
         ("Answering", ["logits of a dict"]),
         ("Probable", ["entry 0 of a tuple", "without softmax, a Softmax"]),
     ],
@@ -163,6 +178,10 @@ def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, na
         threads=1,
     )
     assert read_json(Path("export.json"), "export")["agreement"] == 100
+    sites = [
+        name for name in read_checkpoint(Path("student.safetensors"), "student")[0] if "/" in name
+    ]
+    assert len({name.rpartition(".")[0] for name in sites}) == 2 * (name == "Calling")
     with torch.no_grad():
         logits = read_teacher(teacher, torch.device("cpu")).model(torch.rand(5, 3, 16, 16))
     assert not torch.allclose(logits.sum(1), torch.ones(5))

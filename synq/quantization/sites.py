@@ -1,0 +1,358 @@
+"""Call sites: activations that a network calls as functions, or calls several times as modules.
+
+A site is named ``module/function/index``: the module whose own forward calls, the function, and how
+many of these calls came before in the forward of the whole network. One forward under a torch
+function mode lists them. The student has a quantizer for each in a submodule ``call_sites`` of that
+module, and hooks of the student lead its forwards past them: nobody's code is read or rewritten.
+A forward that calls otherwise than the one that was listed is a ModelError.
+
+The first call of an activation module is quantized by its own ``quantizer``; those that follow are
+sites ``module/forward/index``.
+"""
+
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from synq.errors import ModelError
+from synq.quantization.activations import FUNCTIONS, GATES, QUANTIZABLE, activation
+from synq.quantization.quantizers import Quantizer, Recipe
+
+CONTAINER, FORWARD = "call_sites", "forward"
+# Tensors of these are constants, whatever the image.
+_ZEROS = ("zeros", "zeros_like", "new_zeros")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call: the module that makes it, ``function/index``, and how the function is written.
+
+    It is ``overwriting`` where it is in place and the network goes on with the tensor that it gave.
+    """
+
+    module: nn.Module
+    key: str
+    function: str
+    overwriting: bool = False
+
+
+@dataclass
+class Calls:
+    """What one forward called.
+
+    ``counts`` are those of each module's calls by its name; ``fed`` the modules whose input is a
+    function's activation, with nothing but dropout between.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    fed: set[nn.Module] = field(default_factory=set)
+
+    @property
+    def functions(self) -> bool:
+        """Whether any site is a function's."""
+        return any(not site.key.startswith(f"{FORWARD}/") for site in self.sites)
+
+
+def site_name(module: str, key: str) -> str:
+    """``module/function/index``; the network itself has no name."""
+    return f"{module}/{key}".removeprefix("/")
+
+
+def opaque(module: nn.Module) -> bool:
+    """Whether what a module's own forward calls is its own matter."""
+    return type(module) in (*QUANTIZABLE, *GATES) or isinstance(module, Quantizer)
+
+
+class CallSites(nn.ModuleDict):
+    """The quantizers of a module's sites.
+
+    As an identity, where the module calls all of its children in turn. ``overwriting`` are the keys
+    of the sites that are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overwriting: set[str] = set()
+
+    def forward(self, values: Any) -> Any:
+        return values
+
+
+class Following(TorchFunctionMode):
+    """One forward: which module runs, and how often each has called each activation so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[tuple[str, nn.Module]] = []
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def enter(self, name: str, module: nn.Module) -> None:
+        self.running.append((name, module))
+        if type(module) in QUANTIZABLE:
+            self.count(name, FORWARD)
+
+    def leave(self, module: nn.Module) -> None:
+        if self.running and self.running[-1][1] is module:
+            self.running.pop()
+
+    def count(self, name: str, function: str) -> int:
+        """How many such calls there were before this one."""
+        self.counts[name][function] += 1
+        return self.counts[name][function] - 1
+
+    def called(
+        self, caller: nn.Module, key: str, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """The result of an activation's call."""
+        raise NotImplementedError
+
+    def other(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The result of any other call."""
+        return func(*args, **kwargs)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in FUNCTIONS and self.running:
+            name, caller = self.running[-1]
+            function = "" if opaque(caller) else activation(func, args, kwargs)
+            if function:
+                key = f"{function}/{self.count(name, function)}"
+                return self.called(caller, key, func, args, kwargs)
+        return self.other(func, args, kwargs)
+
+
+class _Listing(Following):
+    """Lists the sites of one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: list[Site] = []
+        self.fed: set[nn.Module] = set()
+        # Of the tensors themselves, so that no later one has the number of an earlier one.
+        self._activations: dict[int, Tensor] = {}
+        self._zeros: dict[int, Tensor] = {}
+        # What was given to a site in place, or what that is a view of, and the site's number.
+        self._given: dict[int, tuple[Tensor, int]] = {}
+
+    def begin(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.enter(name, module)
+        calls = self.counts[name][FORWARD]
+        if calls > 1:
+            self.sites.append(Site(module, f"{FORWARD}/{calls - 1}", type(module).__name__))
+        if args and id(args[0]) in self._activations:
+            self.fed.add(module)
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.leave(module)
+
+    def called(
+        self, caller: nn.Module, key: str, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        self._look_for_given([args, kwargs])
+        result = func(*args, **kwargs)
+        real = isinstance(result, Tensor) and result.is_floating_point() and result.dim() > 1
+        if real and (not key.startswith("maximum/") or self._with_zero([*args, *kwargs.values()])):
+            if any(tensor is result for tensor in (*args[:1], kwargs.get("input"))):
+                for tensor in (result, result._base):
+                    if tensor is not None:
+                        self._given[id(tensor)] = (tensor, len(self.sites))
+                # Another tensor over the same values tells which of the two the network goes on
+                # with.
+                result = result.view_as(result)
+            self.sites.append(Site(caller, key, FUNCTIONS[func][0]))
+            self._activations[id(result)] = result
+        return result
+
+    def ended(self, output: Any) -> None:
+        """What the network gives out is used, too."""
+        self._look_for_given(output)
+
+    def _look_for_given(self, values: Any) -> None:
+        if isinstance(values, dict):
+            values = [*values.values()]
+        if isinstance(values, list | tuple):
+            for value in values:
+                self._look_for_given(value)
+        elif id(values) in self._given:
+            _, number = self._given[id(values)]
+            self.sites[number] = replace(self.sites[number], overwriting=True)
+
+    def other(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        name = getattr(func, "__name__", "")
+        if name != "__get__":  # the shape alone
+            self._look_for_given([args, kwargs])
+        result = func(*args, **kwargs)
+        if name in _ZEROS:
+            self._zeros[id(result)] = result
+        if name == "dropout" and args and id(args[0]) in self._activations:
+            self._activations[id(result)] = result
+        return result
+
+    def _with_zero(self, tensors: list[Any]) -> bool:
+        """Whether one of two is 0 whatever the image: a feature map may be, of one of zeros."""
+        return any(
+            id(tensor) in self._zeros or (tensor.numel() == 1 and float(tensor) == 0)
+            for tensor in tensors
+        )
+
+
+def list_calls(model: nn.Module, image_shape: tuple[int, int, int]) -> Calls:
+    """What a forward of one image of zeros calls, in evaluation mode; the model stays as it is."""
+    image = next(model.parameters()).new_zeros(1, *image_shape)
+    listing = _Listing()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(partial(listing.begin, name)).remove)
+            hook = module.register_forward_hook(listing.end, always_call=True)
+            stack.callback(hook.remove)
+        stack.enter_context(torch.no_grad())
+        with listing:
+            output = model(image)
+        listing.ended(output)
+    return Calls(listing.sites, listing.counts, listing.fed)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and each of its modules as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Quantizing(Following):
+    """Quantizes at the sites of one forward, and counts along."""
+
+    def __init__(self, expected: Mapping[str, Mapping[str, int]]) -> None:
+        super().__init__()
+        self.expected = expected
+
+    def count(self, name: str, function: str) -> int:
+        index = super().count(name, function)
+        if index >= self.expected.get(name, {}).get(function, 0):
+            self.check(name)
+        return index
+
+    def check(self, name: str) -> None:
+        """ModelError where a module has not called what it called when it was inspected."""
+        found, wanted = self.counts[name], self.expected.get(name, {})
+        for function in [*found, *wanted]:
+            if found[function] != wanted.get(function, 0):
+                what = "is called" if function == FORWARD else f"calls {function}"
+                raise ModelError(
+                    f"{name or 'the model'} {what} {found[function]} times in this forward and "
+                    f"{wanted.get(function, 0)} times in the one that was inspected; a network "
+                    "whose activations depend on the image cannot be quantized"
+                )
+
+    def called(
+        self, caller: nn.Module, key: str, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        quantizers: Any = getattr(caller, CONTAINER, {})
+        if key not in quantizers:
+            return func(*args, **kwargs)
+        quantizer = quantizers[key]
+        if key not in quantizers.overwriting:
+            return quantizer(func(*args, **kwargs))
+        given = args[0] if args else kwargs["input"]
+        # In a copy, as the gradient of the activation needs what it gave.
+        if args:
+            result = func(given.clone(), *args[1:], **kwargs)
+        else:
+            result = func(**{**kwargs, "input": given.clone()})
+        return given.copy_(quantizer(result))
+
+
+class _Route:
+    """Leads every forward of a student past its sites, by hooks of its modules.
+
+    It holds numbers by the modules' names alone, so that a copied or unpickled student has its own.
+    """
+
+    def __init__(self, expected: Mapping[str, Mapping[str, int]], functions: bool) -> None:
+        self.expected, self.functions = expected, functions
+        self._forwards: list[_Quantizing] = []
+
+    def begin(self, root: nn.Module, args: Any) -> None:
+        forward = _Quantizing(self.expected)
+        if self.functions:
+            forward.__enter__()
+        self._forwards.append(forward)
+        forward.enter("", root)
+
+    def end(self, root: nn.Module, args: Any, output: Any) -> None:
+        if not self._forwards:
+            return
+        forward = self._forwards.pop()
+        if self.functions:
+            forward.__exit__(None, None, None)
+        # Nothing is given out where an exception ended the forward, which tells more.
+        if output is not None:
+            for name in self.expected:
+                forward.check(name)
+
+    def enter(self, name: str, module: nn.Module, args: Any) -> None:
+        if self._forwards:
+            self._forwards[-1].enter(name, module)
+        elif hasattr(module, CONTAINER):
+            raise ModelError(f"{name} is called outside of a forward of the whole student")
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._forwards:
+            self._forwards[-1].leave(module)
+
+    def quantized(self, name: str, module: nn.Module, args: Any, output: Tensor) -> Any:
+        """The output of a module that is called several times, by the quantizer of this call."""
+        index = self._forwards[-1].counts[name][FORWARD] - 1
+        quantizers: Any = getattr(module, CONTAINER)
+        quantizer: Any = quantizers[f"{FORWARD}/{index}"] if index else module.quantizer
+        return quantizer(output)
+
+
+def add_sites(student: nn.Module, calls: Calls, recipe: Recipe) -> None:
+    """Give a student quantizers at its sites, and hooks that apply them; nothing without sites."""
+    if not calls.sites:
+        return
+    for site in calls.sites:
+        if not hasattr(site.module, CONTAINER):
+            site.module.add_module(CONTAINER, CallSites())
+        container: Any = getattr(site.module, CONTAINER)
+        container.add_module(site.key, recipe.of_activation())
+        if site.overwriting:
+            container.overwriting.add(site.key)
+    route = _Route({name: dict(counts) for name, counts in calls.counts.items()}, calls.functions)
+    for name, module in student.named_modules():
+        if type(module) in QUANTIZABLE and hasattr(module, CONTAINER):
+            module.register_forward_hook(partial(route.quantized, name))
+        if name and _watched(module, functions=calls.functions):
+            module.register_forward_pre_hook(partial(route.enter, name))
+            module.register_forward_hook(route.leave, always_call=True)
+    student.register_forward_pre_hook(route.begin)
+    student.register_forward_hook(route.end, always_call=True)
+
+
+def _watched(module: nn.Module, *, functions: bool) -> bool:
+    """Whether it matters that a module runs: to its own sites, or to who calls a function."""
+    if type(module) in QUANTIZABLE:
+        return True
+    if not functions or isinstance(module, CallSites):
+        return False
+    # torch's own layers call no activation.
+    own = type(module).__module__.startswith("torch.nn.modules.")
+    bare = type(module) is nn.Sequential or not any(True for _ in module.children())
+    return not (own and bare) or opaque(module)
