@@ -1,6 +1,6 @@
 """How long a job may take, from its settings: the only place with measured times.
 
-The unit is F, a full-precision forward of one image; the README's section on speed has the F of an
+The unit is F, a full-precision forward of one image; docs/guide.md has the F of an
 image in each stage. On one core of a server a ResNet-18 at 224 px takes 42 ms and a CIFAR ResNet-20
 at 32 px 1.5 ms: 0.8 and 1.4 us a pixel. A GPU is taken for twenty such cores, which is far too
 little, and not measured. Limits are three times the estimate, and grow with each attempt.

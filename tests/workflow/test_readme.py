@@ -1,4 +1,4 @@
-"""What the README says can be typed, and what it promises is there."""
+"""What the README and the guide say can be typed, and what they promise is there."""
 
 import re
 import shlex
@@ -16,7 +16,11 @@ from synq.reporting.inspection import inspect_model
 from synq.stages.inspect import HEADERS, facts, rows, verdict
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {page: (ROOT / page).read_text("utf-8") for page in ("README.md", "docs/guide.md")}
+README = "\n".join(PAGES.values())
+LINKS = [
+    (page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)#:]+)\)", text)
+]
 BLOCKS = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", README, re.MULTILINE)
 LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 COMMANDS = [
@@ -138,9 +142,9 @@ def test_the_example_of_a_runtime_runs(finished):
     assert path.endswith(SYNQ.partition("runs/")[2] + "/student.onnx")
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
-def test_every_link_leads_to_a_file(link):
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize(("page", "link"), sorted(set(LINKS)))
+def test_every_link_leads_to_a_file(page, link):
+    assert ((ROOT / page).parent / link).exists()
 
 
 def test_every_method_of_the_config_is_named_or_a_row_of_the_ablation():
