@@ -82,7 +82,12 @@ SETTINGS = {
     "model": {name: [("model", model)] for name, model in PLAN.models.items()},
     **{
         stage: {name: [(stage, PLAN.settings(stage, name))] for name in PLAN.models}
-        for stage in ("evaluation", "export", "test")
+        for stage in ("evaluation", "test")
+    },
+    # The test set's names and how its images are cropped go with the file.
+    "export": {
+        name: [(stage, PLAN.settings(stage, name)) for stage in ("export", "test")]
+        for name in PLAN.models
     },
     "images": {
         name: {
@@ -383,7 +388,11 @@ INTERMEDIATE = [
         for template in (layout.STUDENT, layout.SNAPSHOTS)
         for run in RUNS
     ),
-    *(at(layout.ONNX, **run) for run in EXPORTED),
+    *(
+        at(template, **run)
+        for template in (layout.ONNX, layout.PACKED)
+        for run in EXPORTED
+    ),
 ]
 
 

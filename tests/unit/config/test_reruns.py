@@ -29,6 +29,8 @@ EDITS = {
     "quantization/convert.py": {*STUDENTS, "inspect"},
     "quantization/student.py": STUDENTS,
     "quantization/onnx.py": {"export"},
+    "quantization/packed.py": {"export"},
+    "data/names.py": {"train", "collect", "evaluate_teacher", "evaluate", "export"},
     "synthesis/synthesize.py": {"synthesize"},
     "synthesis/centres.py": {"synthesize"},
     "synthesis/patches.py": {"synthesize", "inspect"},
@@ -58,6 +60,8 @@ EDITS = {
     "errors.py": set(),
     "cli.py": set(),
     "stages/verify.py": set(),
+    "stages/predict.py": set(),
+    "stages/unpack.py": set(),
 }
 
 

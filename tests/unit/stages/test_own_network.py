@@ -20,7 +20,8 @@ from synq.config.synthesis import Synthesis
 from synq.io.artifacts import read_checkpoint, read_json
 from synq.models.teacher import read_teacher
 from synq.stages import evaluate
-from synq.stages.evaluate import evaluate_run, evaluate_teacher
+from synq.stages.evaluate import evaluate_run
+from synq.stages.evaluate_teacher import evaluate_teacher
 from synq.stages.export import export_student
 from synq.stages.fetch import fetch
 from synq.stages.finetune import finetune_student
@@ -154,7 +155,9 @@ def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, na
         shards=[shard],
         shard_folder=Path(),
         settings=Export(),
+        test=test,
         output=Path("student.onnx"),
+        packed=Path("student.packed.safetensors"),
         record=Path("export.json"),
         threads=1,
     )
