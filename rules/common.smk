@@ -84,6 +84,11 @@ SETTINGS = {
         stage: {name: [(stage, PLAN.settings(stage, name))] for name in PLAN.models}
         for stage in MODEL_STAGES
     },
+    # The test set's names and how its images are cropped go with the file.
+    "export": {
+        name: [(stage, PLAN.settings(stage, name)) for stage in ("export", "test")]
+        for name in PLAN.models
+    },
     "images": {
         name: {
             key: [(chosen.stage, PLAN.image_settings(name, key))]
@@ -381,7 +386,11 @@ INTERMEDIATE = [
         for template in (layout.STUDENT, layout.SNAPSHOTS)
         for run in RUNS
     ),
-    *(at(layout.ONNX, **run) for run in EXPORTED),
+    *(
+        at(template, **run)
+        for template in (layout.ONNX, layout.PACKED)
+        for run in EXPORTED
+    ),
 ]
 
 

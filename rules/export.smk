@@ -8,6 +8,7 @@ rule export:
         shards=shards,
     output:
         onnx=at(layout.ONNX),
+        packed=at(layout.PACKED),
         record=at(layout.EXPORT),
     log:
         f"{LOGS}/export/{RUN}.log",
@@ -33,4 +34,5 @@ rule export:
     shell:
         "python -m synq export --teacher {input.teacher:q} --student {input.student:q}"
         " --shard-folder {params.folder:q} --shards {params.shards:q} {params.settings:q}"
-        " --output {output.onnx:q} --record {output.record:q} --threads {threads} > {log:q} 2>&1"
+        " --output {output.onnx:q} --packed {output.packed:q} --record {output.record:q}"
+        " --threads {threads} > {log:q} 2>&1"

@@ -197,17 +197,49 @@ COMMANDS = {
     ),
     "export": Command(
         "export.export_student",
-        "write a run's selected student as ONNX, and compare it with itself in ONNX Runtime",
+        "write a run's selected student packed to the bit and as ONNX, compared in ONNX Runtime",
         {
             **_TEACHER,
             "student": _path("the student that finetune wrote"),
             "shards": _path("the shards of the images to compare on", nargs="+"),
             **_FOLDER,
             "output": _path("the ONNX file to write"),
+            "packed": _path("the packed file to write, as safetensors"),
             "record": _path("the JSON file to write, with what was found"),
             **_THREADS,
         },
-        {"settings": Export},
+        {"settings": Export, "test": TestSet},
+        computes=False,
+    ),
+    "unpack": Command(
+        "unpack.unpack_student",
+        "make a student again of its packed file, of which every forward is the same",
+        {
+            **_TEACHER,
+            "packed": _path("the packed file that export wrote"),
+            "output": _path("the student's checkpoint to write"),
+        },
+        computes=False,
+    ),
+    "predict": Command(
+        "predict.predict",
+        "name the classes of images with an exported student, in ONNX Runtime",
+        {
+            "model": {"type": Path, "metavar": "STUDENT", "help": "the ONNX file"},
+            "images": {"type": Path, "nargs": "+", "metavar": "IMAGE", "help": "image files"},
+            "top": _word(
+                "how many classes of each (default: 5)",
+                int,
+                required=False,
+                default=5,
+                metavar="N",
+            ),
+            "json": {
+                "action": "store_true",
+                "required": False,
+                "help": "write JSON in place of lines",
+            },
+        },
         computes=False,
     ),
     "tables": Command(

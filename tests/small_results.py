@@ -23,7 +23,8 @@ TEACHER = "models/net/teacher.safetensors"
 SHARDS = [f"synthetic/net/hard/seed0/{name}.h5" for name in ("classes-0000-0004", "class-0005")]
 RUN = "runs/net/w4a4/synq/seed0"
 HERE = {"device": "cpu", "threads": 1}
-FILES = 9  # teacher, its metrics, two shards, student, snapshots, metrics, export, ONNX
+# Teacher, its metrics, two shards, student, snapshots, metrics, export, packed, ONNX.
+FILES = 10
 
 
 def teacher(path, seed):
@@ -86,7 +87,9 @@ def exported(root, **changes):
         shards=[root / path for path in SHARDS],
         shard_folder=Path(),
         settings=Export(**{"least_agreement": 0.0, **changes}),
+        test=TestSet(dataset="digits"),
         output=root / RUN / "student.onnx",
+        packed=root / RUN / "student.packed.safetensors",
         record=root / RUN / "export.json",
         threads=1,
     )

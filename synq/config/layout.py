@@ -23,6 +23,7 @@ STUDENT = f"{RUNS}/{RUN}/student.safetensors"
 SNAPSHOTS = f"{RUNS}/{RUN}/students.safetensors"
 METRICS = f"{RUNS}/{RUN}/metrics.json"
 ONNX = f"{RUNS}/{RUN}/student.onnx"
+PACKED = f"{RUNS}/{RUN}/student.packed.safetensors"
 EXPORT = f"{RUNS}/{RUN}/export.json"
 
 TABLE = "tables/{table}.{suffix}"

@@ -280,6 +280,12 @@ def _models(
             for stage in STAGES
             if stage in values
         }
+        if "names" in own:
+            # A file's name or the names themselves, for who uses the network.
+            names = own.pop("names")
+            listed = [names] if isinstance(names, str) else names
+            convert(Export, {"names": listed}, where)
+            sections[name]["export"] = {"names": listed, **sections[name].get("export", {})}
         for stage, section in sections[name].items():
             convert(STAGES[stage], section, f"{where}.{stage}")
         models[name] = convert(Model, {**everywhere, **own}, where)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
 from synq.config.images import Data
+from synq.data.names import class_folders
 from synq.data.pictures import is_picture, picture
 from synq.errors import DataError
 
@@ -19,8 +20,7 @@ class _Visible(ImageFolder):
     """An ImageFolder for which hidden folders (``.ipynb_checkpoints``) are no classes."""
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
-        names = sorted(e.name for e in Path(directory).iterdir() if e.is_dir())
-        visible = [name for name in names if not name.startswith(".")]
+        visible = class_folders(Path(directory))
         return visible, {name: number for number, name in enumerate(visible)}
 
 

@@ -14,7 +14,7 @@ KEYS = ["model", "bits", "method"]
 ACCURACIES = ["calibrated", "last", "selected", "best_on_test"]
 
 
-EXPORTED = ["onnx_bytes", "agreement"]
+EXPORTED = ["packed_bytes", "onnx_bytes", "agreement"]
 
 
 DIFFERENCE = "difference"
@@ -130,7 +130,8 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
     if table["published"].notna().any():
         shown["published"] = [_number(value) for value in table["published"]]
     shown["images"] = table["images"]
-    shown["kB"] = (table["weight_bytes"] / 1000).map("{:.1f}".format)
+    label, sizes = _sizes(table)
+    shown[label] = sizes
     shown["float kB"] = (table["float_bytes"] / 1000).map("{:.1f}".format)
     if table["onnx_bytes"].notna().any():
         shown["onnx kB"] = (table["onnx_bytes"] / 1000).map("{:.1f}".format).replace("nan", "")
@@ -140,6 +141,17 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
             label = name.removesuffix("_seconds") + " s"
             shown[label] = table[name].map("{:.0f}".format).replace("nan", "")
     return shown
+
+
+def _sizes(table: pandas.DataFrame) -> tuple[str, list[str]]:
+    """The column of the students' sizes: of their packed files, or ``~`` and what they would be."""
+    if table["packed_bytes"].isna().all():
+        return "kB", [f"{size / 1000:.1f}" for size in table["weight_bytes"]]
+    pairs = zip(table["packed_bytes"], table["weight_bytes"], strict=True)
+    return "packed kB", [
+        f"~{counted / 1000:.1f}" if math.isnan(size) else f"{size / 1000:.1f}"
+        for size, counted in pairs
+    ]
 
 
 def remarks(table: pandas.DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run's selected student as an ONNX file, compared with itself in ONNX Runtime."""
+"""A run's selected student to ship: packed, and as ONNX, compared with itself in the runtime."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from synq.config.export import Export
+from synq.config.images import TestSet
+from synq.data.names import class_names
 from synq.errors import ConfigError, ModelError
-from synq.io.artifacts import atomic, file_sha256, write_json
+from synq.io.artifacts import atomic, file_sha256, write_checkpoint, write_json
 from synq.io.shards import ShardSet
 from synq.models.teacher import read_teacher
 from synq.quantization.onnx import batch_of, to_onnx
+from synq.quantization.packed import pack
 from synq.quantization.student import read_student
 from synq.runtime.process import prepare, versions
 
@@ -31,11 +34,15 @@ def export_student(
     shards: Sequence[Path],
     shard_folder: Path,
     settings: Export,
+    test: TestSet,
     output: Path,
+    packed: Path,
     record: Path,
     threads: int,
 ) -> None:
-    """Write the ONNX file and what was found of it.
+    """Write the ONNX file, the packed one, and what was found of them.
+
+    Of the test set nothing is read but the names of its classes and how its images are cropped.
 
     Runtime and torch classify the images of ``shards``; where they agree on less than
     ``least_agreement``, nothing is written and ModelError says so.
@@ -58,7 +65,19 @@ def export_student(
         "teacher_sha256": network.sha256,
         "student_sha256": file_sha256(student),
     }
-    shown = {"classes": network.classes, "mean": network.mean, "std": network.std}
+    tensors, layout = pack(model)
+    own = {key: made[key] for key in ("image_set", "recipe")}
+    channels, size, _ = network.image_shape
+    shown = {
+        "classes": network.classes,
+        "names": class_names(settings.names, test, network.classes),
+        "channels": channels,
+        "image_size": size,
+        "mean": network.mean,
+        "std": network.std,
+        "resized_crop": test.resized_crop,
+        "interpolation": test.interpolation,
+    }
     exported = to_onnx(model, network.image_shape, {**about, **shown})
     with atomic(output) as temporary:
         onnx_ir.save(exported, temporary)
@@ -72,6 +91,7 @@ def export_student(
                 f"{count} images; lower export.least_agreement ({settings.least_agreement}) if "
                 "that is enough, or set export.format: none"
             )
+    write_checkpoint(packed, "packed", tensors, {**about, **own, **layout})
     write_json(
         record,
         "export",
@@ -79,6 +99,8 @@ def export_student(
             **about,
             "onnx_sha256": file_sha256(output),
             "onnx_bytes": output.stat().st_size,
+            "packed_sha256": file_sha256(packed),
+            "packed_bytes": packed.stat().st_size,
             "batch": batch_of(exported) or "any",
             "opset": exported.opset_imports[""],
             "images": count,

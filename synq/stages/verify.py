@@ -17,7 +17,7 @@ from synq.io.shards import REMEDY, open_shard
 from synq.io.students import Students
 
 KINDS = ("damaged", "stale", "older", "left over")
-RUN_FILES = (layout.STUDENT, layout.SNAPSHOTS, layout.METRICS, layout.EXPORT, layout.ONNX)
+RUN_FILES = (layout.STUDENT, layout.SNAPSHOTS, layout.METRICS, layout.EXPORT)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _shard(walk: Walk, path: Path, names: Mapping[str, str]) -> None:
 
 def _run(walk: Walk, names: Mapping[str, str]) -> None:
     """The files of one run; those that are missing are not made yet, which is no finding."""
-    student, snapshots, metrics, export, onnx = (
+    student, snapshots, metrics, export = (
         walk.root / template.format(**names) for template in RUN_FILES
     )
     record = kept = None
@@ -172,7 +172,7 @@ def _run(walk: Walk, names: Mapping[str, str]) -> None:
         if json.dumps(own, sort_keys=True) != json.dumps(shared, sort_keys=True):
             walk.find("stale", student, "and students.safetensors beside it are of two runs")
     _metrics(walk, metrics, kept, names)
-    _export(walk, export, onnx, student, names)
+    _export(walk, export, student, names)
 
 
 def _snapshots(path: Path) -> dict[str, Any]:
@@ -216,17 +216,38 @@ def _metrics(
         )
 
 
-def _export(walk: Walk, path: Path, onnx: Path, student: Path, names: Mapping[str, str]) -> None:
+def _export(walk: Walk, path: Path, student: Path, names: Mapping[str, str]) -> None:
+    """The files to ship, and the record of them."""
     found = walk.opened(path, lambda: read_json(path, "export")) if path.exists() else None
-    if found is None:
+    _of_student(walk, path, found, student, names)
+    onnx, packed = (walk.root / file.format(**names) for file in (layout.ONNX, layout.PACKED))
+    if packed.exists():
+        record = walk.opened(packed, lambda: read_checkpoint(packed, "packed")[1])
+        _of_student(walk, packed, record, student, names)
+        if record is not None and found is not None:
+            _shipped(walk, packed, file_sha256(packed), found.get("packed_sha256"))
+    if found is not None and onnx.exists():
+        _shipped(walk, onnx, walk.opened(onnx, lambda: file_sha256(onnx)), found.get("onnx_sha256"))
+
+
+def _shipped(walk: Walk, path: Path, digest: str | None, wanted: object) -> None:
+    if digest is not None and digest != wanted:
+        walk.find("damaged", path, "is not the file that export.json beside it was written for")
+
+
+def _of_student(
+    walk: Walk,
+    path: Path,
+    record: Mapping[str, Any] | None,
+    student: Path,
+    names: Mapping[str, str],
+) -> None:
+    """Compare a record with the run's folder and with the student beside it."""
+    if record is None:
         return
-    _place(walk, path, found, names)
-    if student.is_file() and found.get("student_sha256") != file_sha256(student):
+    _place(walk, path, record, names)
+    if student.is_file() and record.get("student_sha256") != file_sha256(student):
         walk.find("stale", path, "is of another student than student.safetensors beside it")
-    if onnx.exists():
-        digest = walk.opened(onnx, lambda: file_sha256(onnx))
-        if digest is not None and digest != found.get("onnx_sha256"):
-            walk.find("damaged", onnx, "is not the file that export.json beside it was written for")
 
 
 def _left_over(results: Path) -> Iterator[Path]:

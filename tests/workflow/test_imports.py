@@ -10,12 +10,12 @@ from embedded import embedded_teacher
 
 # What takes from 0.1 s to 2 s of a core to import, and the stages that use it.
 USERS = {
-    "PIL": {"collect", "evaluate", "train"},
+    "PIL": {"collect", "evaluate", "evaluate_teacher", "predict", "train"},
     "h5py": {"collect", "evaluate", "export", "fetch", "finetune", "inspect", "synthesize", "train"}
-    | {"verify"},
+    | {"evaluate_teacher", "unpack", "verify"},
     "onnx": {"export"},
     "onnx_ir": {"export"},
-    "onnxruntime": {"export"},
+    "onnxruntime": {"export", "predict"},
     "onnxscript": set(),  # torch imports it for an export
     "pandas": {"tables"},
     "requests": {"fetch"},

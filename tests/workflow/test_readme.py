@@ -139,6 +139,8 @@ def test_the_example_of_a_runtime_runs(finished):
     names = {}
     exec(text, names)
     assert names["classes"].shape == (8,)
+    assert names["names"] == [str(number) for number in names["classes"]]
+    assert len(text.splitlines()) <= 10
     assert path.endswith(SYNQ.partition("runs/")[2] + "/student.onnx")
 
 

@@ -51,6 +51,8 @@ def test_one_command_makes_every_result(finished: Workflow) -> None:
         f"{RESULTS}/tables/accuracy.csv",
         f"{SYNQ}/metrics.json",
         f"{ZEROQ}/metrics.json",
+        f"{SYNQ}/student.onnx",
+        f"{SYNQ}/student.packed.safetensors",
     ]
     assert [path for path in wanted if not (finished.root / path).is_file()] == []
     lines = finished.first.splitlines()
@@ -72,6 +74,9 @@ def test_the_tables_have_a_row_for_each_run(finished: Workflow) -> None:
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0][:4] == ["model", "bits", "method", "seeds"]
     assert [tuple(row[:4]) for row in cells[2:]] == keys
+    packed = finished.bytes(f"{SYNQ}/student.packed.safetensors")
+    assert float(rows[0]["packed_bytes"]) == len(packed)
+    assert f"{len(packed) / 1000:.1f}" == cells[2][cells[0].index("packed kB")]
     metrics = json.loads(finished.bytes(f"{SYNQ}/metrics.json"))
     for name in ("calibrated", "last", "selected", "best_on_test"):
         assert float(rows[0][f"{name}_mean"]) == pytest.approx(metrics[name]["top1"], abs=1e-4)

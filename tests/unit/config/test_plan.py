@@ -430,3 +430,22 @@ def test_one_held_out_image_of_each_class_is_enough(config, images, finetune):
 def test_what_is_not_in_the_grid_may_hold_nothing_out(config):
     config["methods"]["other"] = {"images": "hard", "finetune": {"holdout": 0.0}}
     plan(config)
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], "names.txt"])
+def test_the_names_of_a_models_classes_go_with_its_files(config, names):
+    (model, *_) = config["models"]
+    config["models"][model]["names"] = names
+    listed = (names,) if isinstance(names, str) else tuple(names)
+    assert plan(config).settings("export", model).names == listed
+    config["models"][model]["export"] = {"images": 7}
+    assert plan(config).settings("export", model).names == listed
+    assert plan(config).settings("export", model).images == 7
+
+
+@pytest.mark.parametrize(("names", "text"), [([1, 2], "names[0] is 1, not a text"), (3, "a list")])
+def test_names_that_are_none_are_refused(config, names, text):
+    (model, *_) = config["models"]
+    config["models"][model]["names"] = names
+    assert f"models.{model}.names" in message(config)
+    assert text in message(config)

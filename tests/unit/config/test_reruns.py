@@ -33,6 +33,8 @@ EDITS = {
     "quantization/sites.py": {*STUDENTS, "inspect"},
     "quantization/student.py": STUDENTS,
     "quantization/onnx.py": {"export"},
+    "quantization/packed.py": {"export"},
+    "data/names.py": {"train", "collect", "evaluate_teacher", "evaluate", "export"},
     "synthesis/synthesize.py": {"synthesize"},
     "synthesis/centres.py": {"synthesize"},
     "synthesis/patches.py": {"synthesize", "inspect"},
@@ -63,6 +65,8 @@ EDITS = {
     "errors.py": set(),
     "cli.py": set(),
     "stages/verify.py": set(),
+    "stages/predict.py": set(),
+    "stages/unpack.py": set(),
 }
 
 

@@ -47,6 +47,16 @@ def test_exports_are_shown_with_the_worst_agreement_of_the_seeds():
     assert "onnx kB" not in readable(accuracy_table([metrics(0, 90.0)]))
 
 
+def test_sizes_are_those_of_the_packed_files_where_there_are_any():
+    entries = [{**metrics(seed, 90.0), "export": {"packed_bytes": 1612}} for seed in (0, 1)]
+    table = accuracy_table([*entries, metrics(0, 80.0, bits="w3a3")])
+    shown = readable(table)
+    assert shown["packed kB"].tolist() == ["1.6", "~1.5"]
+    assert "kB" not in shown
+    assert "onnx kB" not in shown
+    assert "packed kB" not in readable(accuracy_table([metrics(0, 90.0)]))
+
+
 def test_rows_keep_the_order_of_the_grid_and_one_seed_has_no_deviation():
     table = accuracy_table([metrics(0, 90.0), metrics(0, 80.0, bits="w3a3")])
     assert table["bits"].tolist() == ["w4a4", "w3a3"]

@@ -6,12 +6,17 @@ from pathlib import Path
 import onnx
 import onnx_ir
 import pytest
+import torch
 from small_results import RUN, SHARDS, TEACHER, teacher
 
 from synq import cli
 from synq.config.export import Export
-from synq.errors import ArtifactError, ModelError
-from synq.io.artifacts import read_json
+from synq.config.images import TestSet
+from synq.data.names import class_names
+from synq.errors import ArtifactError, DataError, ModelError
+from synq.io.artifacts import file_sha256, read_checkpoint, read_json, write_checkpoint
+from synq.models.teacher import read_teacher
+from synq.quantization.student import read_student
 from synq.stages import export
 
 pytestmark = pytest.mark.xdist_group("small results")  # which one process makes, once
@@ -30,6 +35,9 @@ def test_the_record_says_what_the_file_is_and_how_far_it_agrees(made):
     assert about["std"] == [0.3]
     assert about["bits"] == "w4a4"
     assert about["student_sha256"] == record["student_sha256"]
+    assert about["names"] == [str(number) for number in range(10)]
+    assert (about["channels"], about["image_size"]) == (1, 16)
+    assert (about["resized_crop"], about["interpolation"]) == (0.875, "bilinear")
 
 
 @pytest.fixture
@@ -58,7 +66,9 @@ def written(made, folder, student=None, **changes):
         shards=[made / path for path in SHARDS],
         shard_folder=Path(),
         settings=Export(**changes),
+        test=TestSet(),
         output=folder / "student.onnx",
+        packed=folder / "student.packed.safetensors",
         record=folder / "export.json",
         threads=1,
     )
@@ -84,7 +94,9 @@ def test_a_student_of_another_teacher_is_refused(made, tmp_path):
             shards=[made / path for path in SHARDS],
             shard_folder=Path(),
             settings=Export(),
+            test=TestSet(),
             output=tmp_path / "student.onnx",
+            packed=tmp_path / "student.packed.safetensors",
             record=tmp_path / "export.json",
             threads=1,
         )
@@ -94,12 +106,102 @@ def test_the_command_writes_the_same_bytes_again(made, tmp_path, capsys):
     words = ["export", "--teacher", made / TEACHER, "--student", made / RUN / "student.safetensors"]
     words += ["--shards", *(made / path for path in SHARDS), "--least-agreement", "0"]
     words += ["--output", tmp_path / "s.onnx", "--record", tmp_path / "e.json"]
+    words += ["--packed", tmp_path / "p", "--dataset", "digits"]
     assert cli.main([str(word) for word in words]) == 0
     assert "% of 6 images" in capsys.readouterr().out
-    assert (tmp_path / "s.onnx").read_bytes() == (made / RUN / "student.onnx").read_bytes()
+    for name, path in (("s.onnx", "student.onnx"), ("p", "student.packed.safetensors")):
+        assert (tmp_path / name).read_bytes() == (made / RUN / path).read_bytes()
 
 
 def test_exporting_nothing_is_told(made, capsys):
     words = ["export", "--teacher", "t", "--student", "s", "--shards", "h", "--format", "none"]
-    assert cli.main([*words, "--output", "o", "--record", "r"]) == 2
+    assert cli.main([*words, "--output", "o", "--packed", "p", "--record", "r"]) == 2
     assert "export.format is none" in capsys.readouterr().err
+
+
+PACKED = f"{RUN}/student.packed.safetensors"
+
+
+def test_the_packed_file_is_of_four_bits_a_weight(made):
+    record = read_json(made / RUN / "export.json", "export")
+    assert record["packed_bytes"] == (made / PACKED).stat().st_size
+    assert record["packed_sha256"] == file_sha256(made / PACKED)
+    assert 272_186 / 2 < record["packed_bytes"] < record["onnx_bytes"]
+    tensors, about = read_checkpoint(made / PACKED, "packed")
+    stored = sum(len(values) for name, values in tensors.items() if name.endswith(".codes"))
+    assert stored == 270_608 / 2
+    assert about["student_sha256"] == file_sha256(made / RUN / "student.safetensors")
+    assert (about["bits"], about["recipe"]["weight_bits"]) == ("w4a4", 4)
+    assert about["weights"]["output.weight"] == {"bits": 4, "shape": [10, 64]}
+
+
+def unpacked(made, folder, packed=None):
+    words = ["unpack", "--teacher", made / TEACHER, "--packed", packed or made / PACKED]
+    return cli.main([str(word) for word in (*words, "--output", folder / "student.safetensors")])
+
+
+def test_an_unpacked_student_is_the_one_that_was_packed(made, tmp_path, capsys):
+    assert unpacked(made, tmp_path) == 0
+    assert "net at w4a4" in capsys.readouterr().out
+    teacher = read_teacher(made / TEACHER, torch.device("cpu"))
+    networks = [
+        read_student(folder / "student.safetensors", teacher) for folder in (made / RUN, tmp_path)
+    ]
+    images = torch.randn(32, 1, 16, 16)
+    with torch.inference_mode():
+        wanted, found = (network(images).view(torch.int32) for network, _ in networks)
+    assert torch.equal(wanted, found)
+    for key in ("model", "bits", "method", "seed", "epoch", "recipe", "teacher_sha256"):
+        assert networks[0][1][key] == networks[1][1][key]
+    # To the same file for a runtime.
+    written(made, tmp_path, tmp_path / "student.safetensors", least_agreement=0.0)
+    first, second = (
+        {t.name: t.raw_data for t in onnx.load(folder / "student.onnx").graph.initializer}
+        for folder in (made / RUN, tmp_path)
+    )
+    assert first == second
+
+
+def test_a_packed_file_that_cannot_be_a_student_is_refused_in_one_line(made, tmp_path, capsys):
+    tensors, record = read_checkpoint(made / PACKED, "packed")
+    wrong = {**tensors, "output.weight.codes": tensors["output.weight.codes"][:-1]}
+    recipe = {**record, "recipe": {"width": 3}}
+    other = {**record, "teacher_sha256": "0" * 64}
+    for name, content, about, text in (
+        ("short", wrong, record, "are not what its record says"),
+        ("recipe", tensors, recipe, "does not say how it was quantized"),
+        ("other", tensors, other, "was made from another model"),
+    ):
+        write_checkpoint(tmp_path / name, "packed", content, about)
+        assert unpacked(made, tmp_path, tmp_path / name) == 2
+        error = capsys.readouterr().err
+        assert text in error
+        assert error.count("\n") == 1
+    (tmp_path / "cut").write_bytes((made / PACKED).read_bytes()[:-9])
+    student = made / RUN / "student.safetensors"
+    for path, text in ((tmp_path / "cut", "is damaged"), (student, "is not a packed file")):
+        assert unpacked(made, tmp_path, path) == 2
+        assert text in capsys.readouterr().err
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_the_names_of_the_classes_are_given_or_the_test_folders_or_numbers(tmp_path):
+    for name in ("cat", "dog", ".hidden"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+    file = tmp_path / "names.txt"
+    file.write_text("a\nb b\n\n", "utf-8")
+    folder = TestSet(dataset="folder", path=str(tmp_path / "test"))
+    assert class_names((), folder, 2) == ["cat", "dog"]
+    assert class_names(("x", "y"), folder, 2) == ["x", "y"]
+    assert class_names((str(file),), folder, 2) == ["a", "b b"]
+    assert class_names((), TestSet(), 3) == ["0", "1", "2"]
+    assert class_names((), TestSet(dataset="folder", path="gone"), 2) == ["0", "1"]
+    for given, text in (
+        (("x", "y", "z"), "names has 3 names of classes, the network 2"),
+        ((str(file), "y", "z"), "3 names"),
+        ((str(tmp_path / "none"),), "cannot be read as the file"),
+    ):
+        with pytest.raises(DataError, match=text):
+            class_names(given, folder, 2)
+    with pytest.raises(DataError, match="has 2 names of classes, the network 3"):
+        class_names((), folder, 3)

@@ -173,7 +173,9 @@ def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, na
         shards=[shard],
         shard_folder=Path(),
         settings=Export(),
+        test=test,
         output=Path("student.onnx"),
+        packed=Path("student.packed.safetensors"),
         record=Path("export.json"),
         threads=1,
     )

@@ -53,11 +53,12 @@ EVERY = [
     "models/net/metrics.json",
     *SHARDS,
     *(f"{RUN}/{name}" for name in ("student.safetensors", "students.safetensors", "metrics.json")),
-    *(f"{RUN}/{name}" for name in ("export.json", "student.onnx")),
+    *(f"{RUN}/{name}" for name in ("export.json", "student.onnx", "student.packed.safetensors")),
 ]
-OTHER_STUDENT = (
-    f"stale: results/{RUN}/export.json is of another student than student.safetensors beside it"
-)
+OTHER_STUDENT = [
+    f"stale: results/{RUN}/{name} is of another student than student.safetensors beside it"
+    for name in ("export.json", "student.packed.safetensors")
+]
 
 
 def only_of(path, findings):
@@ -135,8 +136,8 @@ def test_students_of_other_or_missing_shards_are_stale(results, capsys, gone):
 
 def test_metrics_of_other_students_are_stale(results, capsys):
     finetuned(results, learning_rate=1e-3)
-    line, export = verified(capsys, 1)
-    assert export == OTHER_STUDENT
+    line, *exports = verified(capsys, 1)
+    assert exports == OTHER_STUDENT
     assert line == (
         f"stale: results/{RUN}/metrics.json measured other students than those in "
         "students.safetensors beside it"
@@ -148,9 +149,20 @@ def test_a_student_of_another_run_than_its_snapshots_is_stale(results, capsys):
     tensors, record = read_checkpoint(path, "student")
     record["finetune"]["learning_rate"] = 1.0
     write_checkpoint(path, "student", tensors, record)
-    line, export = verified(capsys, 1)
+    line, *exports = verified(capsys, 1)
     assert line.endswith("and students.safetensors beside it are of two runs")
-    assert export == OTHER_STUDENT
+    assert exports == OTHER_STUDENT
+
+
+def test_a_packed_file_that_was_not_exported_with_its_record_is_named(results, capsys):
+    path = results / RUN / "student.packed.safetensors"
+    tensors, record = read_checkpoint(path, "packed")
+    write_checkpoint(path, "packed", tensors, {**record, "epoch": 7})
+    (line,) = verified(capsys, 1)
+    assert line == (
+        f"damaged: results/{RUN}/student.packed.safetensors is not the file that export.json "
+        "beside it was written for"
+    )
 
 
 def test_files_in_the_place_of_others_are_stale(results, capsys):
@@ -159,7 +171,8 @@ def test_files_in_the_place_of_others_are_stale(results, capsys):
     findings = verified(capsys, 1)
     text = "\n".join(findings)
     assert "class-0006.h5 is of name 'class-0005', not 'class-0006'" in text
-    for name in ("student.safetensors", "students.safetensors", "metrics.json", "export.json"):
+    files = ("student.safetensors", "students.safetensors", "metrics.json", "export.json")
+    for name in (*files, "student.packed.safetensors"):
         assert f"runs/net/w3a3/synq/seed1/{name} is of bits 'w4a4', not 'w3a3'" in text
         assert f"runs/net/w3a3/synq/seed1/{name} is of seed '0', not '1'" in text
 
