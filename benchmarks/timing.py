@@ -15,19 +15,24 @@ class Ratio(NamedTuple):
     spread: float
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call, with all work of a GPU done."""
+def seconds(
+    function: Callable[[], object], clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Time of one call by a clock, with all work of a GPU done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def ratios(
-    unit: Callable[[], object], functions: Mapping[str, Callable[[], object]], repeats: int
+    unit: Callable[[], object],
+    functions: Mapping[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, Ratio], float]:
     """Each function's time in units of ``unit``'s, round by round; and the unit's median seconds.
 
@@ -37,8 +42,8 @@ def ratios(
     units = []
     for index in range(repeats + 1):
         for name, function in functions.items():
-            one = seconds(unit)
-            ratio = seconds(function) / one
+            one = seconds(unit, clock)
+            ratio = seconds(function, clock) / one
             if index:
                 units.append(one)
                 rounds[name].append(ratio)

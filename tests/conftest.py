@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # One thread for each process. Several processes with a pool of threads each wait for one another's
 # cores far longer than they compute. Set before torch is imported, and inherited by the commands
@@ -28,11 +29,18 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
 
 @pytest.fixture(scope="session")
 def finished(clone: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    workflow = copied(clone, tmp_path_factory.mktemp("finished") / "clone", "")
-    ran = workflow.run("--printshellcmds")
-    assert ran.returncode == 0, ran.stdout
-    workflow.first = ran.stdout
-    return workflow
+    """The tiny workflow, run once for all processes of the tests; nobody changes this one."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root, printed = shared / "finished" / "clone", shared / "finished" / "printed"
+    with FileLock(shared / "finished.lock"):
+        if not printed.is_file():
+            shutil.rmtree(root, ignore_errors=True)
+            ran = copied(clone, root, "").run("--printshellcmds")
+            assert ran.returncode == 0, ran.stdout
+            printed.write_text(ran.stdout, "utf-8")
+    return Workflow(root, printed.read_text("utf-8"))
 
 
 @pytest.fixture

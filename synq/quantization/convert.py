@@ -27,7 +27,7 @@ from synq.quantization.layers import (
     QuantMultiheadAttention,
 )
 from synq.quantization.quantizers import Quantizer, Recipe
-from synq.quantization.sites import CONTAINER, Calls, add_sites, list_calls
+from synq.quantization.sites import Calls, add_sites, list_calls
 
 # By their exact type: a subclass may use its weight in another way.
 WEIGHTED: Mapping[type[nn.Module], Any] = {
@@ -60,13 +60,13 @@ def quantize(
     opened = {layer for layer in attention.open_inputs(model) if layer not in calls.fed}
     inputs = _replace_layers(model, recipe, opened)
     behind = [module for module in model.modules() if type(module) in QUANTIZABLE]
+    repeated = {site.module for site in calls.sites}
     for module in behind:
         module.add_module("quantizer", recipe.of_activation())
-    add_sites(model, calls, recipe)
-    for module in behind:
-        # That of several calls has a hook of its own.
-        if not hasattr(module, CONTAINER):
+        # That of several calls gets a hook of its own.
+        if module not in repeated:
             module.register_forward_hook(_quantized_output)
+    add_sites(model, calls, recipe)
     if not weight_quantizers(model):
         raise ModelError("the model has no convolution or linear layer to quantize")
     if not behind and not inputs and not calls.sites:

@@ -11,7 +11,6 @@ sites ``module/forward/index``.
 """
 
 import contextlib
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,12 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from synq.errors import ModelError
 from synq.quantization.activations import FUNCTIONS, GATES, QUANTIZABLE, activation
 from synq.quantization.quantizers import Quantizer, Recipe
 
+_OPAQUE = {*QUANTIZABLE, *GATES}
 CONTAINER, FORWARD = "call_sites", "forward"
 # Tensors of these are constants, whatever the image.
 _ZEROS = ("zeros", "zeros_like", "new_zeros")
@@ -52,7 +52,7 @@ class Calls:
     """
 
     sites: list[Site] = field(default_factory=list)
-    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
     fed: set[nn.Module] = field(default_factory=set)
 
     @property
@@ -68,7 +68,7 @@ def site_name(module: str, key: str) -> str:
 
 def opaque(module: nn.Module) -> bool:
     """Whether what a module's own forward calls is its own matter."""
-    return type(module) in (*QUANTIZABLE, *GATES) or isinstance(module, Quantizer)
+    return type(module) in _OPAQUE or isinstance(module, Quantizer)
 
 
 class CallSites(nn.ModuleDict):
@@ -92,7 +92,7 @@ class Following(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.running: list[tuple[str, nn.Module]] = []
-        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self.counts: dict[str, dict[str, int]] = {}
 
     def enter(self, name: str, module: nn.Module) -> None:
         self.running.append((name, module))
@@ -105,8 +105,9 @@ class Following(TorchFunctionMode):
 
     def count(self, name: str, function: str) -> int:
         """How many such calls there were before this one."""
-        self.counts[name][function] += 1
-        return self.counts[name][function] - 1
+        own = self.counts.setdefault(name, {})
+        own[function] = own.get(function, 0) + 1
+        return own[function] - 1
 
     def called(
         self, caller: nn.Module, key: str, func: Callable[..., Any], args: Any, kwargs: Any
@@ -146,7 +147,7 @@ class _Listing(Following):
 
     def begin(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.enter(name, module)
-        calls = self.counts[name][FORWARD]
+        calls = self.counts.get(name, {}).get(FORWARD, 0)
         if calls > 1:
             self.sites.append(Site(module, f"{FORWARD}/{calls - 1}", type(module).__name__))
         if args and id(args[0]) in self._activations:
@@ -235,12 +236,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+# Runs while a quantizer does.
+_NOBODY = Quantizer(8)
+
+
 class _Quantizing(Following):
     """Quantizes at the sites of one forward, and counts along."""
 
     def __init__(self, expected: Mapping[str, Mapping[str, int]]) -> None:
         super().__init__()
         self.expected = expected
+        self._paused: list[bool] = []
+
+    def pause(self) -> None:
+        """See nothing until ``resume``; or count nothing, where another mode is in between."""
+        self.running.append(("", _NOBODY))
+        self._paused.append(_get_current_function_mode() is self)
+        if self._paused[-1]:
+            self.__exit__(None, None, None)
+
+    def resume(self) -> None:
+        self.leave(_NOBODY)
+        if self._paused and self._paused.pop():
+            self.__enter__()
 
     def count(self, name: str, function: str) -> int:
         index = super().count(name, function)
@@ -250,14 +268,15 @@ class _Quantizing(Following):
 
     def check(self, name: str) -> None:
         """ModelError where a module has not called what it called when it was inspected."""
-        found, wanted = self.counts[name], self.expected.get(name, {})
+        found, wanted = self.counts.get(name, {}), self.expected.get(name, {})
         for function in [*found, *wanted]:
-            if found[function] != wanted.get(function, 0):
+            now, before = found.get(function, 0), wanted.get(function, 0)
+            if now != before:
                 what = "is called" if function == FORWARD else f"calls {function}"
                 raise ModelError(
-                    f"{name or 'the model'} {what} {found[function]} times in this forward and "
-                    f"{wanted.get(function, 0)} times in the one that was inspected; a network "
-                    "whose activations depend on the image cannot be quantized"
+                    f"{name or 'the model'} {what} {now} times in this forward and {before} times "
+                    "in the one that was inspected; a network whose activations depend on the "
+                    "image cannot be quantized"
                 )
 
     def called(
@@ -302,7 +321,7 @@ class _Route:
         if self.functions:
             forward.__exit__(None, None, None)
         # Nothing is given out where an exception ended the forward, which tells more.
-        if output is not None:
+        if output is not None and forward.counts != self.expected:
             for name in self.expected:
                 forward.check(name)
 
@@ -315,6 +334,15 @@ class _Route:
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._forwards:
             self._forwards[-1].leave(module)
+
+    def pause(self, quantizer: nn.Module, args: Any) -> None:
+        """A quantizer calls no site, and more functions than all else together."""
+        if self._forwards:
+            self._forwards[-1].pause()
+
+    def resume(self, quantizer: nn.Module, args: Any, output: Any) -> None:
+        if self._forwards:
+            self._forwards[-1].resume()
 
     def quantized(self, name: str, module: nn.Module, args: Any, output: Tensor) -> Any:
         """The output of a module that is called several times, by the quantizer of this call."""
@@ -335,11 +363,14 @@ def add_sites(student: nn.Module, calls: Calls, recipe: Recipe) -> None:
         container.add_module(site.key, recipe.of_activation())
         if site.overwriting:
             container.overwriting.add(site.key)
-    route = _Route({name: dict(counts) for name, counts in calls.counts.items()}, calls.functions)
+    route = _Route(calls.counts, calls.functions)
     for name, module in student.named_modules():
         if type(module) in QUANTIZABLE and hasattr(module, CONTAINER):
             module.register_forward_hook(partial(route.quantized, name))
-        if name and _watched(module, functions=calls.functions):
+        if isinstance(module, Quantizer) and calls.functions:
+            module.register_forward_pre_hook(route.pause)
+            module.register_forward_hook(route.resume, always_call=True)
+        elif name and _watched(module, functions=calls.functions):
             module.register_forward_pre_hook(partial(route.enter, name))
             module.register_forward_hook(route.leave, always_call=True)
     student.register_forward_pre_hook(route.begin)
