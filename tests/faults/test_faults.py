@@ -39,9 +39,9 @@ SHARD = f"{HARD}/classes-0000-0004.h5"
 
 @contextlib.contextmanager
 def full_disk(folder: Path) -> Iterator[Path]:
-    """A disk of 48 kB; or, without the right to make one, files of at most that size."""
+    """A disk of 12 kB; or, without the right to make one, files of at most that size."""
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(folder)]
+    words = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(folder)]
     mounted = not os.geteuid() and not subprocess.run(words, check=False).returncode
     try:
         yield folder
@@ -51,7 +51,7 @@ def full_disk(folder: Path) -> Iterator[Path]:
 
 
 def limited() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (48 << 10, 48 << 10))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 10, 12 << 10))
 
 
 def command(workflow: Workflow, arguments: list[str], **more: object) -> tuple[int, str]:

@@ -11,7 +11,7 @@ import pathlib, sys, time
 begun = time.time()
 words = sys.argv[1:]
 time.sleep(0.5)
-for flag in ("--output", "--json", "--snapshots"):
+for flag in ("--output", "--json", "--snapshots", "--download"):
     if flag in words:
         pathlib.Path(words[words.index(flag) + 1]).touch()
 device = words[words.index("--device") + 1] if "--device" in words else ""

@@ -141,7 +141,7 @@ def test_the_example_of_a_runtime_runs(finished):
     assert names["classes"].shape == (8,)
     assert names["names"] == [str(number) for number in names["classes"]]
     assert len(text.splitlines()) <= 10
-    assert path.endswith(SYNQ.partition("runs/")[2] + "/student.onnx")
+    assert path.endswith(SYNQ.partition("runs/")[2].replace("synq", "synq-plus") + "/student.onnx")
 
 
 @pytest.mark.parametrize(("page", "link"), sorted(set(LINKS)))

@@ -86,8 +86,13 @@ def test_metrics_hold_all_accuracies_of_a_run(finished: Workflow) -> None:
     metrics = json.loads(finished.bytes(f"{SYNQ}/metrics.json"))
     top1 = {entry["epoch"]: entry["top1"] for entry in metrics["epochs"]}
     assert list(top1) == [0, 1]
-    assert metrics["calibrated"] == {"epoch": 0, "top1": top1[0]}
-    assert metrics["last"] == {"epoch": 1, "top1": top1[1]}
+    for name, epoch in (("calibrated", 0), ("last", 1)):
+        entry = metrics["epochs"][epoch]
+        assert metrics[name] == {
+            "epoch": epoch,
+            "top1": top1[epoch],
+            "held_out": pytest.approx(entry["held_out"]),
+        }
     assert metrics["selected"]["top1"] == top1[metrics["selected"]["epoch"]]
     assert metrics["best_on_test"]["top1"] == max(top1.values())
     assert 0 < metrics["teacher"]["top1"] <= 100
@@ -250,7 +255,9 @@ def test_an_ablation_in_the_config_is_a_table_of_its_own(workflow: Workflow) -> 
 def test_without_a_test_set_agreement_with_the_teacher_is_measured(workflow: Workflow) -> None:
     ran = workflow.run(overlay="models: {digits-resnet20: {test: {dataset: none}}}")
     assert ran.returncode == 0, ran.stdout
-    assert jobs(ran.stdout) == {"evaluate_teacher": 1, "evaluate": 2, "accuracy": 1, "all": 1}
+    # The files for a runtime know how images of the test set are cropped.
+    again = {"evaluate_teacher": 1, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
+    assert jobs(ran.stdout) == again
     metrics = json.loads(workflow.bytes(f"{SYNQ}/metrics.json"))
     assert metrics["teacher"]["top1"] is None
     assert metrics["test_images"] == 10
@@ -347,7 +354,7 @@ def test_a_later_method_that_the_network_does_not_fit_is_one_line_too(workflow: 
         "patches, but "
     )
     # Of another teacher nothing is known yet.
-    overlay = "{grid: {methods: [synq, transformer]}, train: {seed: 1}}"
+    overlay = "{grid: {methods: [synq, transformer]}, models: {digits-resnet20: {mean: [0.4]}}}"
     assert jobs(workflow.plan(overlay=overlay))["inspect"] == 1
 
 
@@ -528,6 +535,7 @@ def test_synthesis_opens_no_file_but_the_teacher(workflow: Workflow, tmp_path: P
     assert {path for path in read if not path.endswith((".py", ".pyc"))} == {
         TEACHER,
         "again/.shard.h5",
+        "synq/config/published.csv",  # which benchmarks a test set may be
     }
     assert workflow.bytes("again/shard.h5") == workflow.bytes(name)
 

@@ -34,7 +34,7 @@ EDITS = {
     "quantization/student.py": STUDENTS,
     "quantization/onnx.py": {"export"},
     "quantization/packed.py": {"export"},
-    "data/names.py": {"train", "collect", "evaluate_teacher", "evaluate", "export"},
+    "data/names.py": {"collect", "evaluate_teacher", "evaluate", "export"},
     "synthesis/synthesize.py": {"synthesize"},
     "synthesis/centres.py": {"synthesize"},
     "synthesis/patches.py": {"synthesize", "inspect"},
