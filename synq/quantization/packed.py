@@ -25,10 +25,13 @@ from synq.quantization.layers import (
     QuantMultiheadAttention,
     swap_channels,
 )
-from synq.quantization.quantizers import LearnedStep, MinMax, Quantizer
+from synq.quantization.quantizers import LearnedStep, MinMax, Quantizer, StaticRange
 
 # What the names of the activations' tensors begin with, and of those that are a quantizer's own.
 ACTIVATIONS, KEPT = "activations", "kept."
+
+# Quantizers of weights whose student comes back.
+REBUILT: set[type] = {MinMax, StaticRange, LearnedStep}
 
 # Codes that are packed at a time; whole bytes at any width.
 PIECE = 1 << 20
@@ -65,7 +68,12 @@ def pack(student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "activations": {name: quantizer.bits for name, quantizer in activations.items()},
         "aliases": aliases,
     }
-    _check(student, state, layers, unpack(tensors, layout))
+    # Of a kind that this module does not know, the codes are packed and a reader has all of them;
+    # the weights behind a grid that follows them in its own way are not found again.
+    kinds: set[type] = {type(layer.weight_quantizer) for layer in layers.values()}
+    layout["rebuilt"] = kinds <= REBUILT
+    if layout["rebuilt"]:
+        _check(student, state, layers, unpack(tensors, layout))
     return tensors, layout
 
 
@@ -94,6 +102,11 @@ def unpack(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str
     Without the counters of BatchNorm, which no forward reads. Raises ArtifactError where tensors
     and layout do not fit each other.
     """
+    if not layout.get("rebuilt", True):
+        raise ArtifactError(
+            "its weights have quantizers of a kind that is not rebuilt from codes; "
+            "use student.safetensors"
+        )
     try:
         return _unpacked(tensors, layout)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
