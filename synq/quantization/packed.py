@@ -63,7 +63,7 @@ def pack(student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 weights[key]["groups"] = layer.groups
     for part, values in _packed_activations(activations).items():
         tensors[f"{ACTIVATIONS}.{part}"] = values
-    layout = {
+    layout: dict[str, Any] = {
         "weights": weights,
         "activations": {name: quantizer.bits for name, quantizer in activations.items()},
         "aliases": aliases,
