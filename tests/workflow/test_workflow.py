@@ -530,7 +530,9 @@ def test_synthesis_opens_no_file_but_the_teacher(workflow: Workflow, tmp_path: P
         if path.is_relative_to(workflow.root)
         else str(path)
         for path in paths
-        if path.suffix in DATA or path.is_relative_to(workflow.root)
+        # An editable installation has an entry of the search path that is no file.
+        if path.suffix in DATA
+        or (path.is_relative_to(workflow.root) and not path.name.startswith("__editable__"))
     }
     assert {path for path in read if not path.endswith((".py", ".pyc"))} == {
         TEACHER,
