@@ -53,6 +53,12 @@ class Finetune:
     block_weight: float = setting(
         0.0, "weight of the matching of every block's output with the teacher's", minimum=0
     )
+    activation_weight: float = setting(
+        0.0,
+        "weight of the matching of every quantized activation, before it is rounded, with the "
+        "teacher's",
+        minimum=0,
+    )
     feature_weight: float = setting(0.0, "lambda_fa: weight of the feature alignment", minimum=0)
     perturbation: float = setting(
         0.0, "epsilon: step along the sign of the image gradient (HAST: 0.01); 0: off", minimum=0

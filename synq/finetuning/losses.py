@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from synq.config.finetune import Finetune
 
-# Of a block that answers with zeros alone.
+# What the quantizers of activations are given, before they round it.
+ROUNDED = "activations"
+# Of a layer that answers with zeros alone.
 SMALLEST_POWER = 1e-12
 
 
@@ -28,10 +30,10 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return temperature**2 * divergence
 
 
-def block_matching(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """sum over blocks of mean((F_q - F_f)^2) / mean(F_f^2); feature maps ``[N, K, h, w]`` each.
+def relative_errors(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """sum over layers of mean((F_q - F_f)^2) / mean(F_f^2); feature maps of one shape each.
 
-    The division makes a term of every block out of what it is wrong by, whatever its size: the
+    The division makes a term of every layer out of what it is wrong by, whatever its size: the
     reconstruction error of BRECQ (Li et al., ICLR 2021) for all blocks at once.
     """
     return torch.stack(
@@ -127,6 +129,9 @@ TERMS: Mapping[str, Term] = {
     "features": Term(
         "feature_weight", lambda v, _: feature_alignment(*v.features("branches")), "branches"
     ),
-    "blocks": Term("block_weight", lambda v, _: block_matching(*v.features("blocks")), "blocks"),
+    "blocks": Term("block_weight", lambda v, _: relative_errors(*v.features("blocks")), "blocks"),
+    "activations": Term(
+        "activation_weight", lambda v, _: relative_errors(*v.features(ROUNDED)), ROUNDED
+    ),
     "cam": Term("cam_weight", lambda v, _: cam_alignment(*v.maps(v)), "map", perturbed=False),
 }

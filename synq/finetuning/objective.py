@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from synq.config.finetune import Finetune
-from synq.finetuning.losses import TERMS, View
+from synq.finetuning.losses import ROUNDED, TERMS, View
 from synq.finetuning.saliency import activation_map
 from synq.models.features import cam_layer, feature_blocks, residual_units
 from synq.models.hooks import recorded
 from synq.models.judgement import difficulty
+from synq.quantization.convert import activation_quantizers, observing
+from synq.quantization.student import opened
 from synq.runtime.process import autocast
 
 Shape = tuple[int, int, int]
@@ -52,7 +54,12 @@ class Objective:
         device = next(teacher.parameters()).device
         self.autocast = partial(autocast, device, settings.precision)
         read = dict.fromkeys(TERMS[name].reads for name in self.weights if TERMS[name].reads)
-        self.layers = {key: LAYERS[key](teacher, image_shape) for key in read}
+        self.layers = {key: LAYERS[key](teacher, image_shape) for key in read if key != ROUNDED}
+        self.rounded: list[str] = []
+        if ROUNDED in read:
+            # Activations that are functions have a name in a network with quantizers alone.
+            self.teacher = opened(teacher, image_shape)
+            self.rounded = [*activation_quantizers(self.teacher)]
         self._stack = contextlib.ExitStack()
         self._of_teacher: Features = {}
         self._of_student: Features = {}
@@ -68,7 +75,7 @@ class Objective:
         self._stack.close()
 
     def _record(self, stack: contextlib.ExitStack, model: nn.Module) -> Features:
-        return {
+        features = {
             key: stack.enter_context(
                 recorded(
                     {name: model.get_submodule(name) for name in names},
@@ -80,6 +87,10 @@ class Objective:
             )
             for key, names in self.layers.items()
         }
+        given: dict[str, Tensor] = {}
+        keep = {name: partial(given.__setitem__, name) for name in self.rounded}
+        stack.enter_context(observing(model, keep))
+        return {**features, ROUNDED: given}
 
     def backward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Add the gradient of the objective to the student's parameters.
@@ -137,7 +148,7 @@ class Objective:
         return torch.full_like(labels, self.settings.hard_labels == "all", dtype=torch.bool)
 
     def _features(self, key: str) -> tuple[list[Tensor], list[Tensor]]:
-        names = self.layers[key]
+        names = self.rounded if key == ROUNDED else self.layers[key]
         return (
             [self._of_student[key][name].float() for name in names],
             [self._of_teacher[key][name].float() for name in names],

@@ -55,7 +55,7 @@ class Quantizer(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         if self.observer is not None:
-            self.observer(values.detach())
+            self.observer(values)
         return self.rounded(values)
 
     def extra_repr(self) -> str:
@@ -115,13 +115,28 @@ class LearnedStep(Quantizer):
         return learned_quantize(values, self.log_scale, self.zero_point, self.bits)
 
 
+class Open(Quantizer):
+    """Rounds nothing: for a network of floats with the student's quantizers in their places.
+
+    What is given is a copy, so that what works in place afterwards leaves the observer's as it was.
+    """
+
+    def rounded(self, values: Tensor) -> Tensor:
+        return values.clone()
+
+
 # With squant it is calibration that rounds, and gives the range.
 WEIGHTS: Mapping[str, type[Quantizer]] = {
     "minmax": MinMax,
     "learned": LearnedStep,
     "squant": StaticRange,
+    "open": Open,
 }
-ACTIVATIONS: Mapping[str, type[Quantizer]] = {"static": StaticRange, "learned": LearnedStep}
+ACTIVATIONS: Mapping[str, type[Quantizer]] = {
+    "static": StaticRange,
+    "learned": LearnedStep,
+    "open": Open,
+}
 
 
 @dataclass(frozen=True)

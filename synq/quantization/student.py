@@ -37,6 +37,15 @@ def recipe_from(bits: str, settings: Calibration) -> Recipe:
     )
 
 
+def opened(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
+    """A copy of a network that computes the same and has a student's quantizers, which are open.
+
+    An observer of theirs is shown what the student's is shown, as it is without quantization.
+    """
+    recipe = Recipe(32, 32, weights="open", activations="open")
+    return quantize(copy.deepcopy(model), recipe, image_shape).eval().requires_grad_(False)
+
+
 def student_tensors(student: nn.Module) -> dict[str, Tensor]:
     """The student's state on the CPU, apart from the network."""
     return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}

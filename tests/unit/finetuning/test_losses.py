@@ -117,10 +117,10 @@ def test_energies_and_statistics_have_torchs_gradient_in_the_format_of_the_featu
     assert ours.is_contiguous(memory_format=layout)
 
 
-def test_block_matching_is_the_error_over_the_power_of_each_block():
+def test_relative_errors_are_over_the_power_of_each_layer():
     wanted = [torch.randn(2, 4, 5, 5), 100 * torch.randn(2, 8, 3, 3)]
     own = [0.9 * block for block in wanted]
-    assert float(losses.block_matching(own, wanted)) == pytest.approx(2 * 0.01, rel=1e-4)
-    assert float(losses.block_matching(wanted, wanted)) == 0.0
+    assert float(losses.relative_errors(own, wanted)) == pytest.approx(2 * 0.01, rel=1e-4)
+    assert float(losses.relative_errors(wanted, wanted)) == 0.0
     silent = [torch.zeros(2, 4, 5, 5)]
-    assert torch.isfinite(losses.block_matching(silent, silent))
+    assert torch.isfinite(losses.relative_errors(silent, silent))

@@ -158,6 +158,7 @@ SWITCHES = [
     {"distillation_weight": 1.0},
     {"ce_weight": 5.0},
     {"block_weight": 1.0},
+    {"activation_weight": 1.0},
 ]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import onnx_ir
 import pytest
@@ -19,13 +20,14 @@ from synq.errors import ModelError
 from synq.finetuning.objective import Objective
 from synq.models.build import build, frozen
 from synq.models.features import residual_units
+from synq.models.hooks import recorded
 from synq.models.teacher import Teacher
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import activation_quantizers, packed_bytes, quantize
+from synq.quantization.convert import activation_quantizers, observing, packed_bytes, quantize
 from synq.quantization.coverage import examine
 from synq.quantization.onnx import to_onnx
 from synq.quantization.quantizers import Recipe
-from synq.quantization.student import student_of
+from synq.quantization.student import opened, student_of
 from synq.runtime.process import generator_for
 
 LEARNED = {"weights": "learned", "activations": "learned"}
@@ -140,6 +142,10 @@ def in_order(student):
     return found
 
 
+def activations_of(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.ReLU)}
+
+
 def modes():
     return len(_get_current_function_mode_stack())
 
@@ -147,7 +153,13 @@ def modes():
 @pytest.mark.parametrize("kinds", [{}, LEARNED], ids=["static", "learned"])
 @pytest.mark.parametrize("unit", [Again, Functions, Statements])
 def test_the_student_is_that_of_the_network_of_modules(unit, kinds):
-    settings = Finetune(feature_weight=1000.0, perturbation=0.01, block_weight=1.0, cam="gradcam")
+    settings = Finetune(
+        feature_weight=1000.0,
+        perturbation=0.01,
+        block_weight=1.0,
+        activation_weight=1.0,
+        cam="gradcam",
+    )
     found = []
     for kind in (Unit, unit):
         teacher = made(kind)
@@ -161,6 +173,23 @@ def test_the_student_is_that_of_the_network_of_modules(unit, kinds):
         found.append((ranges, scales, student(IMAGES), gradients, terms, packed_bytes(student)))
     assert len(found[0][0]) == 5
     torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("unit", [Unit, Again, Functions, Statements])
+def test_an_open_copy_computes_the_same_and_shows_what_the_student_rounds(unit):
+    teacher = made(unit)
+    copied, seen = opened(teacher, SHAPE), {}
+    assert list(activation_quantizers(copied)) == [*activation_quantizers(student_of_net(teacher))]
+    keep = {name: partial(seen.__setitem__, name) for name in activation_quantizers(copied)}
+    with torch.no_grad(), observing(copied, keep):
+        assert torch.equal(copied(IMAGES), teacher(IMAGES))
+    # Activations in the order of the modules, as every kind of this network has them.
+    plain = made(Unit)
+    plain.load_state_dict(teacher.state_dict())
+    with torch.no_grad(), recorded(activations_of(plain)) as wanted:
+        plain(IMAGES)
+    found = sorted(float(tensor.double().norm()) for tensor in seen.values())
+    assert found == sorted(float(tensor.double().norm()) for tensor in wanted.values())
 
 
 @pytest.mark.parametrize("unit", SITES)
