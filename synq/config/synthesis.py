@@ -53,6 +53,12 @@ class Synthesis:
         "as those of photographs do)",
         choices=("pixels", "fourier"),
     )
+    begin: str = setting(
+        "noise",
+        "what images begin as: noise, or leaves (shapes that cover one another, whose sizes fall "
+        "as r^-3: edges and even regions, as photographs have)",
+        choices=("noise", "leaves"),
+    )
     target: str = setting(
         "hard",
         "what pulls images to their labels: none (ZeroQ), labels (cross-entropy), "

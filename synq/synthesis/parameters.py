@@ -6,37 +6,47 @@ the layers takes away; on coefficients that are scaled by 1 / f it is an image (
 "Feature Visualization", Distill 2017).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Noise -> what is optimised, and how it becomes the images.
-Parameters = Callable[[Tensor], tuple[Tensor, Callable[[], Tensor]]]
+
+class Parameters(NamedTuple):
+    """What is optimised, of white noise or of images ``[N, C, H, W]``; and the images of it.
+
+    ``images`` takes what is optimised, and height and width.
+    """
+
+    of_noise: Callable[[Tensor], Tensor]
+    of_images: Callable[[Tensor], Tensor]
+    images: Callable[[Tensor, tuple[int, int]], Tensor]
 
 
-def pixels(noise: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    """Images ``[N, C, H, W]`` that begin as the noise itself."""
-    images = noise.clone().requires_grad_()
-    return images, lambda: images
+def coefficients_of_noise(noise: Tensor) -> Tensor:
+    """Real and imaginary parts ``[N, C, H, W // 2 + 1, 2]``, of size one.
 
-
-def fourier(noise: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    """Images that begin as pink noise of the same mean square, by its coefficients over 1 / f.
-
-    The coefficients ``[N, C, H, W // 2 + 1, 2]`` (real and imaginary parts) begin as those of white
-    noise, of size one.
+    The images of them are pink noise of the mean square of ``noise``.
     """
     height, width = noise.shape[-2:]
-    scale = natural_amplitudes(height, width).to(noise.device) * (height * width) ** 0.5
-    white = torch.fft.rfft2(noise) / (height * width) ** 0.5
-    coefficients = torch.view_as_real(white).clone().requires_grad_()
+    return torch.view_as_real(torch.fft.rfft2(noise) / (height * width) ** 0.5)
 
-    def images() -> Tensor:
-        spectrum = torch.view_as_complex(coefficients) * scale
-        return torch.fft.irfft2(spectrum, s=(height, width))
 
-    return coefficients, images
+def coefficients_of_images(images: Tensor) -> Tensor:
+    """The coefficients over 1 / f whose images these are."""
+    return torch.view_as_real(torch.fft.rfft2(images) / _scale(images.shape[-2:], images.device))
+
+
+def images_of_coefficients(coefficients: Tensor, size: tuple[int, int]) -> Tensor:
+    """The images ``[N, C, H, W]``."""
+    spectrum = torch.view_as_complex(coefficients) * _scale(size, coefficients.device)
+    return torch.fft.irfft2(spectrum, s=size)
+
+
+def _scale(size: Sequence[int], device: torch.device) -> Tensor:
+    height, width = size
+    return natural_amplitudes(height, width).to(device) * (height * width) ** 0.5
 
 
 def natural_amplitudes(height: int, width: int) -> Tensor:
@@ -52,4 +62,8 @@ def natural_amplitudes(height: int, width: int) -> Tensor:
     return (amplitudes / amplitudes.square().mean().sqrt())[:, : width // 2 + 1].float()
 
 
-PARAMETERS: Mapping[str, Parameters] = {"pixels": pixels, "fourier": fourier}
+# The names are the choices of ``synthesis.parameters``.
+PARAMETERS: Mapping[str, Parameters] = {
+    "pixels": Parameters(torch.clone, torch.clone, lambda pixels, _: pixels),
+    "fourier": Parameters(coefficients_of_noise, coefficients_of_images, images_of_coefficients),
+}

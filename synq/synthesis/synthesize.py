@@ -1,4 +1,4 @@
-"""Images from noise: Adam on the pixels until the teacher finds them natural.
+"""Images from noise or dead leaves: Adam on the pixels until the teacher finds them natural.
 
 What is natural, the teacher's BatchNorm layers tell, or its attention layers where it has no such
 statistics.
@@ -6,6 +6,7 @@ statistics.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from synq.errors import DivergenceError
 from synq.models.judgement import Synthesized, judged
 from synq.runtime.progress import progress
 from synq.synthesis import losses
+from synq.synthesis.leaves import dead_leaves
 from synq.synthesis.losses import Statistics
 from synq.synthesis.parameters import PARAMETERS
 from synq.synthesis.prior import prior_of
@@ -74,10 +76,17 @@ def optimise(
 ) -> Tensor:
     """Adam on the pixels of one image per label, or what they are made of.
 
-    The noise that it begins with was drawn on the CPU.
+    What it begins with is drawn on the CPU.
     """
-    noise = torch.randn(len(labels), *image_shape, generator=generator)
-    optimised, images = PARAMETERS[settings.parameters](noise.to(device))
+    kind = PARAMETERS[settings.parameters]
+    if settings.begin == "leaves":
+        optimised = kind.of_images(dead_leaves(len(labels), image_shape, generator).to(device))
+    else:
+        noise = torch.randn(len(labels), *image_shape, generator=generator)
+        optimised = kind.of_noise(noise.to(device))
+    optimised.requires_grad_()
+    _, height, width = image_shape
+    images = partial(kind.images, optimised, (height, width))
     labels = labels.to(device)
     optimizer = torch.optim.Adam([optimised], settings.pixel_learning_rate)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(

@@ -13,8 +13,9 @@ from synq.errors import ConfigError, DivergenceError, ModelError
 from synq.runtime.process import generator_for
 from synq.synthesis.batchnorm import Statistician
 from synq.synthesis.centres import calibration_centres
+from synq.synthesis.leaves import BRIGHTNESS, CONTRAST, dead_leaves
 from synq.synthesis.losses import Statistics, bn_alignment, deviation_alignment, total_variation
-from synq.synthesis.parameters import fourier, natural_amplitudes
+from synq.synthesis.parameters import PARAMETERS, natural_amplitudes
 from synq.synthesis.synthesize import synthesize
 
 SHAPE = (3, 32, 32)
@@ -76,6 +77,7 @@ def test_without_a_target_labels_do_not_matter():
         {"iterations": 13},
         {"statistic": "deviation"},
         {"parameters": "fourier"},
+        {"begin": "leaves"},
     ],
     ids=str,
 )
@@ -180,14 +182,49 @@ def test_fourier_images_come_closer_and_are_smoother_than_pixels():
 @pytest.mark.parametrize("size", [(16, 16), (15, 10)])
 def test_fourier_parameters_begin_as_noise_of_natural_amplitudes(size):
     noise = torch.randn(64, 2, *size, generator=generator_for(0))
-    coefficients, images = fourier(noise)
+    coefficients = PARAMETERS["fourier"].of_noise(noise)
     assert coefficients.shape == (64, 2, size[0], size[1] // 2 + 1, 2)
-    assert images().shape == noise.shape
-    assert float(images().detach().square().mean()) == pytest.approx(1.0, rel=0.2)
+    images = PARAMETERS["fourier"].images(coefficients, size)
+    assert images.shape == noise.shape
+    assert float(images.square().mean()) == pytest.approx(1.0, rel=0.2)
     amplitudes = natural_amplitudes(*size)
     assert float(amplitudes[0, 1] / amplitudes[0, 2]) == pytest.approx(2.0)
     # The constant is as large as the lowest frequency.
     assert float(amplitudes[0, 0]) == pytest.approx(float(amplitudes.max()))
+
+
+@pytest.mark.parametrize("kind", PARAMETERS)
+@pytest.mark.parametrize("size", [(16, 16), (15, 10)])
+def test_parameters_of_images_give_these_images(kind, size):
+    images = torch.randn(3, 2, *size, generator=generator_for(0))
+    parameters = PARAMETERS[kind].of_images(images)
+    torch.testing.assert_close(PARAMETERS[kind].images(parameters, size), images)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 24, 20)])
+def test_dead_leaves_have_edges_between_even_regions(shape):
+    images = dead_leaves(64, shape, generator_for(0))
+    assert images.shape == (64, *shape)
+    assert torch.equal(images, dead_leaves(64, shape, generator_for(0)))
+    deviation, mean = torch.std_mean(images, (1, 2, 3))
+    assert deviation.min() >= CONTRAST[0] - 1e-3
+    assert deviation.max() <= CONTRAST[1] + 1e-3
+    assert float(mean.std()) == pytest.approx(BRIGHTNESS, rel=0.3)
+
+    def tails(of):
+        """Kurtosis of the differences of neighbours: 3 for every Gaussian noise."""
+        steps = of[..., 1:] - of[..., :-1]
+        return float((steps / steps.std()).pow(4).mean())
+
+    noise = torch.randn(64, *shape, generator=generator_for(0))
+    parameters = PARAMETERS["fourier"]
+    pink = parameters.images(parameters.of_noise(noise), shape[1:])
+    assert tails(images) > 2 * tails(pink)
+
+
+def test_images_from_leaves_come_closer_to_the_statistics():
+    images = made(replace(SHORT, iterations=60, begin="leaves", target="none")).images
+    assert alignment(images) < 0.5 * alignment(dead_leaves(4, SHAPE, generator_for(0)))
 
 
 def test_the_alignment_of_deviations_is_that_of_their_roots():
