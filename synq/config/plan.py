@@ -46,6 +46,10 @@ MODEL_STAGES = tuple(stage for stage in STAGES if stage not in (*METHOD_STAGES, 
 SECTIONS = ("results", "store", "grid", "models", "image_sets", "methods", "ablation", *STAGES)
 
 
+# What a method that is like another does not take over.
+OWN = ("text", "ceiling")
+
+
 # Names are parts of paths, and a path has an end: 4,096 bytes on Linux.
 LONGEST = 200
 
@@ -151,12 +155,12 @@ def plan(config: Mapping[str, Any]) -> Plan:
         convert(STAGES[stage], section, stage)
     models, model_sections = _models(config["models"], config.get("store"))
     image_sets = {
-        _name(name, "image_sets"): _image_set(values or {}, f"image_sets.{name}")
-        for name, values in mapping(config["image_sets"], "image_sets").items()
+        _name(name, "image_sets"): _image_set(values, f"image_sets.{name}")
+        for name, values in _whole(config["image_sets"], "image_sets").items()
     }
     methods = {
-        _name(name, "methods"): _method(name, values or {}, image_sets)
-        for name, values in mapping(config["methods"], "methods").items()
+        _name(name, "methods"): _method(name, values, image_sets)
+        for name, values in _whole(config["methods"], "methods").items()
     }
     _check_ceilings(methods)
     grid = convert(Grid, config["grid"], "grid")
@@ -290,6 +294,35 @@ def _models(
             convert(STAGES[stage], section, f"{where}.{stage}")
         models[name] = convert(Model, {**everywhere, **own}, where)
     return models, sections
+
+
+def _whole(config: Any, where: str) -> dict[str, dict[str, Any]]:
+    """The entries of a section, those with ``like`` with all that they take over from another."""
+    entries = {
+        name: dict(mapping(values or {}, f"{where}.{name}"))
+        for name, values in mapping(config, where).items()
+    }
+
+    def whole(name: str, below: tuple[str, ...]) -> dict[str, Any]:
+        own = dict(entries[name])
+        if "like" not in own:
+            return own
+        base = own.pop("like")
+        others = [other for other in entries if other not in below]
+        if base not in others:
+            raise ConfigError(
+                f"{where}.{name}.like names {base!r}; it is another entry that is not like this "
+                f"one: {nearest(str(base), others)}"
+            )
+        taken = {k: v for k, v in whole(base, (*below, base)).items() if k not in OWN}
+        for key, value in own.items():
+            before = taken.get(key)
+            if isinstance(before, Mapping) and isinstance(value, Mapping):
+                value = {**before, **value}
+            taken[key] = value
+        return taken
+
+    return {name: whole(name, (name,)) for name in entries}
 
 
 def _image_set(values: Any, where: str) -> ImageSet:

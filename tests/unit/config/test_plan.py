@@ -449,3 +449,32 @@ def test_names_that_are_none_are_refused(config, names, text):
     config["models"][model]["names"] = names
     assert f"models.{model}.names" in message(config)
     assert text in message(config)
+
+
+def test_a_method_like_another_takes_over_what_it_does_not_name(config):
+    config["image_sets"]["soft"] = {"like": "hard", "target_gamma": 0.5}
+    config["methods"]["ours"] |= {
+        "text": "ours",
+        "ceiling": "other",
+        "calibration": {"range_images": 8},
+        "finetune": {"epochs": 3, "temperature": 2.0},
+    }
+    config["methods"]["other"] = {"like": "ours", "images": "soft", "finetune": {"epochs": 5}}
+    config["methods"]["third"] = {"like": "other"}
+    whole = plan(config)
+    for name in ("other", "third"):
+        settings = whole.settings("finetune", "tiny", method=name)
+        assert (settings.epochs, settings.temperature) == (5, 2.0)
+        assert whole.settings("calibration", "tiny", method=name).range_images == 8
+        # A row of its own in the tables.
+        assert (whole.methods[name].text, whole.methods[name].ceiling) == ("", "")
+    assert whole.settings("finetune", "tiny", method="ours").epochs == 3
+    images = whole.image_settings("tiny", whole.methods["third"].images)
+    assert (images.target, images.target_gamma) == ("hard", 0.5)
+
+
+@pytest.mark.parametrize("base", ["our", ["ours"], "other", "third"])
+def test_what_a_method_is_like_is_another_method(config, base):
+    config["methods"]["third"] = {"like": "other"}
+    config["methods"]["other"] = {"like": base}
+    assert message(config).startswith(("methods.other.like names", "methods.third.like names"))
