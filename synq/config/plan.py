@@ -317,9 +317,8 @@ def _whole(config: Any, where: str) -> dict[str, dict[str, Any]]:
         taken = {k: v for k, v in whole(base, (*below, base)).items() if k not in OWN}
         for key, value in own.items():
             before = taken.get(key)
-            if isinstance(before, Mapping) and isinstance(value, Mapping):
-                value = {**before, **value}
-            taken[key] = value
+            joined = isinstance(before, Mapping) and isinstance(value, Mapping)
+            taken[key] = {**dict(before or {}), **value} if joined else value
         return taken
 
     return {name: whole(name, (name,)) for name in entries}
