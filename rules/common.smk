@@ -23,10 +23,12 @@ from synq.config.cost import (
     evaluation_minutes,
     finetune_minutes,
     kept_students,
+    sensitivity_forwards,
+    sensitivity_minutes,
     synthesis_minutes,
 )
 from synq.config.gpus import visible_gpus
-from synq.config.needs import needs, unmet
+from synq.config.needs import needs, refused_widths, unmet
 from synq.config.plan import MODEL_STAGES, plan, shard_classes
 from synq.config.fields import flags
 from synq.config.fingerprint import factory_digest, stage_digest
@@ -93,6 +95,13 @@ SETTINGS = {
         name: {
             key: [(chosen.stage, PLAN.image_settings(name, key))]
             for key, chosen in PLAN.image_sets.items()
+        }
+        for name in PLAN.models
+    },
+    "sensitivity": {
+        name: {
+            method: [("calibration", PLAN.settings("calibration", name, method=method))]
+            for method in PLAN.methods
         }
         for name in PLAN.models
     },
@@ -179,7 +188,7 @@ def recipe(stage, model, method="", image_set="", **_):
     steps = [[record_at("model", model), code("fetch")]]
     if PLAN.models[model].source == "python":
         steps.append(factory_at(model))
-    if stage in ("finetune", "evaluate", "export"):
+    if stage in ("sensitivity", "finetune", "evaluate", "export"):
         made_by = IMAGE_STAGES[PLAN.image_sets[image_set].stage]
         steps += [record_at("images", model, image_set), code(made_by)]
     if stage in ("evaluate", "export"):
@@ -212,7 +221,9 @@ def misfits():
         except (OSError, ValueError):
             continue
         if isinstance(found, dict) and found.get("recipe") == inspected(model):
-            for line in unmet(found["refusals"], needs(PLAN, model)):
+            required = needs(PLAN, model)
+            refusals = {**found["refusals"], **refused_widths(found, required)}
+            for line in unmet(refusals, required):
                 yield f"{model} does not fit: {line}"
 
 
@@ -356,7 +367,13 @@ def time_of_student(wildcards):
     ((_, images),) = SETTINGS["images"][name][PLAN.methods[method].images]
     model, settings = PLAN.models[name], group_at("finetune", "finetune", name, method)
     count = images.images_per_class * model.classes
-    return finetune_minutes(model, settings, count, gpu=GPUS > 0)
+    widths = sensitivity_forwards(group_at("calibration", "finetune", name, method))
+    return finetune_minutes(model, settings, count, gpu=GPUS > 0, widths=widths)
+
+
+def time_of_sensitivity(wildcards):
+    settings = group_at("calibration", "sensitivity", wildcards.model, wildcards.method)
+    return sensitivity_minutes(PLAN.models[wildcards.model], settings, gpu=GPUS > 0)
 
 
 def time_of_evaluation(wildcards):

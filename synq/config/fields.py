@@ -145,7 +145,8 @@ def flags(settings: Any, *, only: Collection[str] = (), without: Collection[str]
         # Empty is the default of all that can be, and no word of a shell. A default below the
         # minimum stands for what was not given.
         least = field.metadata["minimum"]
-        if value in ("", ()) or (least is not None and value == field.default and value < least):
+        unset = value == field.default and isinstance(value, int | float)
+        if value in ("", ()) or (unset and least is not None and value < least):
             continue
         found.append("--" + name.replace("_", "-"))
         found.extend(words(value))
