@@ -167,8 +167,8 @@ def _with_widths(
     chosen = chosen_widths(place, losses)
     widths = team.agreed(chosen.values(), seen[0].device)
     if team.leads:
-        counts = ", ".join(f"{n} of {bits}" for bits, n in sorted(Counter(widths).items()))
-        print(f"layers by the bits of their weights: {counts}", flush=True)
+        counts = ", ".join(f"{n} at {bits}" for bits, n in sorted(Counter(widths).items()))
+        print(f"layers by the bits of their weights, by sensitivity: {counts}", flush=True)
     return replace(recipe, keep={**(recipe.keep or {}), **dict(zip(chosen, widths, strict=True))})
 
 
