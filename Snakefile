@@ -34,6 +34,13 @@ rule runs:
         RUN_METRICS,
 
 
+onstart:
+    for line in LACKING:
+        print(f"config error: {line}", file=sys.stderr)
+    if LACKING:
+        sys.exit(2)
+
+
 onsuccess:
     if table_is_current():
         print(

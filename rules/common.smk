@@ -29,6 +29,7 @@ from synq.config.cost import (
 )
 from synq.config.gpus import visible_gpus
 from synq.config.needs import needs, refused_widths, unmet
+from synq.config.places import lacking
 from synq.config.plan import MODEL_STAGES, plan, shard_classes
 from synq.config.fields import flags
 from synq.config.fingerprint import factory_digest, stage_digest
@@ -323,6 +324,30 @@ def program(wildcards):
         return ["-m", "synq"]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     return ["-m", *torchrun, "-m", "synq"]
+
+
+# Lines about files of the user's that are not there, of the jobs that are to run.
+LACKING = {}
+
+
+def reads(section, output):
+    """An input function that gives nothing, and notes what is lacking for an output to be made.
+
+    Not at once: which jobs there are is known after all of them were asked for their inputs, and a
+    dry run may look at what has no data yet. ``onstart`` ends the workflow.
+    """
+
+    def note(wildcards):
+        names = {
+            key: wildcards[key]
+            for key in ("model", "image_set")
+            if key in wildcards.keys()
+        }
+        if not os.path.exists(at(output, **wildcards)):
+            LACKING.update(dict.fromkeys(lacking(PLAN, section, **names)))
+        return []
+
+    return note
 
 
 def image_set(wildcards):
