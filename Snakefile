@@ -1,9 +1,17 @@
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.20")
 
 
-configfile: "config.yaml"
+# Of the folder that it runs in, or else of the clone: with -s from another folder.
+CONFIG = "config.yaml"
+if not os.path.exists(CONFIG):
+    CONFIG = os.path.join(str(workflow.current_basedir), CONFIG)
+
+
+configfile: CONFIG
 
 
 report: "workflow/report/workflow.rst"

@@ -35,6 +35,26 @@ from synq.config.fields import flags
 from synq.config.fingerprint import factory_digest, stage_digest
 from synq.config.recorded import recorded
 
+
+def misread():
+    """A line where the command line was not read as it was meant."""
+    given = [word.partition("=")[0] for word in sys.argv]
+    if sum(word in ("--configfile", "--configfiles") for word in given) > 1:
+        return (
+            "--configfile is given twice, and the first one is not read; write all "
+            "files after one: --configfile a.yaml b.yaml"
+        )
+    if {"kind", "checksum"} <= config.keys():
+        return (
+            "a result is read as a config file; write -- before the targets: "
+            "--configfile a.yaml -- TARGET"
+        )
+    return ""
+
+
+if misread():
+    print(f"config error: {misread()}", file=sys.stderr)
+    sys.exit(2)
 try:
     PLAN = plan(config)
 except UserError as error:
