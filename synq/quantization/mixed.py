@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
 from synq.config.calibration import Calibration, size_in_bytes
@@ -98,6 +97,9 @@ def chosen_widths(place: Room, losses: Mapping[str, Mapping[int, float]]) -> dic
 def _solved(
     sizes: Mapping[str, Mapping[int, int]], limit: float, losses: Mapping[str, Mapping[int, float]]
 ) -> dict[str, int]:
+    # Imported here: it takes time, and most students have one width.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     widths = sorted(next(iter(sizes.values())))
     room_of = numpy.array([[own[bits] for bits in widths] for own in sizes.values()], float)
     damage = numpy.array([[losses[name][bits] for bits in widths] for name in sizes])
