@@ -1,9 +1,17 @@
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.20")
 
 
-configfile: "config.yaml"
+# Of the folder that it runs in, or else of the clone: with -s from another folder.
+CONFIG = "config.yaml"
+if not os.path.exists(CONFIG):
+    CONFIG = os.path.join(str(workflow.current_basedir), CONFIG)
+
+
+configfile: CONFIG
 
 
 report: "workflow/report/workflow.rst"
@@ -12,6 +20,7 @@ report: "workflow/report/workflow.rst"
 include: "rules/common.smk"
 include: "rules/model.smk"
 include: "rules/synthesis.smk"
+include: "rules/sensitivity.smk"
 include: "rules/finetune.smk"
 include: "rules/evaluate.smk"
 include: "rules/export.smk"
@@ -31,6 +40,13 @@ rule synthetic:
 rule runs:
     input:
         RUN_METRICS,
+
+
+onstart:
+    for line in LACKING:
+        print(f"config error: {line}", file=sys.stderr)
+    if LACKING:
+        sys.exit(2)
 
 
 onsuccess:

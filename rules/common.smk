@@ -23,15 +23,38 @@ from synq.config.cost import (
     evaluation_minutes,
     finetune_minutes,
     kept_students,
+    sensitivity_forwards,
+    sensitivity_minutes,
     synthesis_minutes,
 )
 from synq.config.gpus import visible_gpus
-from synq.config.needs import needs, unmet
+from synq.config.needs import needs, refused_widths, unmet
+from synq.config.places import lacking
 from synq.config.plan import MODEL_STAGES, plan, shard_classes
 from synq.config.fields import flags
 from synq.config.fingerprint import factory_digest, stage_digest
 from synq.config.recorded import recorded
 
+
+def misread():
+    """A line where the command line was not read as it was meant."""
+    given = [word.partition("=")[0] for word in sys.argv]
+    if sum(word in ("--configfile", "--configfiles") for word in given) > 1:
+        return (
+            "--configfile is given twice, and the first one is not read; write all "
+            "files after one: --configfile a.yaml b.yaml"
+        )
+    if {"kind", "checksum"} <= config.keys():
+        return (
+            "a result is read as a config file; write -- before the targets: "
+            "--configfile a.yaml -- TARGET"
+        )
+    return ""
+
+
+if misread():
+    print(f"config error: {misread()}", file=sys.stderr)
+    sys.exit(2)
 try:
     PLAN = plan(config)
 except UserError as error:
@@ -93,6 +116,13 @@ SETTINGS = {
         name: {
             key: [(chosen.stage, PLAN.image_settings(name, key))]
             for key, chosen in PLAN.image_sets.items()
+        }
+        for name in PLAN.models
+    },
+    "sensitivity": {
+        name: {
+            method: [("calibration", PLAN.settings("calibration", name, method=method))]
+            for method in PLAN.methods
         }
         for name in PLAN.models
     },
@@ -179,7 +209,7 @@ def recipe(stage, model, method="", image_set="", **_):
     steps = [[record_at("model", model), code("fetch")]]
     if PLAN.models[model].source == "python":
         steps.append(factory_at(model))
-    if stage in ("finetune", "evaluate", "export"):
+    if stage in ("sensitivity", "finetune", "evaluate", "export"):
         made_by = IMAGE_STAGES[PLAN.image_sets[image_set].stage]
         steps += [record_at("images", model, image_set), code(made_by)]
     if stage in ("evaluate", "export"):
@@ -212,7 +242,9 @@ def misfits():
         except (OSError, ValueError):
             continue
         if isinstance(found, dict) and found.get("recipe") == inspected(model):
-            for line in unmet(found["refusals"], needs(PLAN, model)):
+            required = needs(PLAN, model)
+            refusals = {**found["refusals"], **refused_widths(found, required)}
+            for line in unmet(refusals, required):
                 yield f"{model} does not fit: {line}"
 
 
@@ -314,6 +346,30 @@ def program(wildcards):
     return ["-m", *torchrun, "-m", "synq"]
 
 
+# Lines about files of the user's that are not there, of the jobs that are to run.
+LACKING = {}
+
+
+def reads(section, output):
+    """An input function that gives nothing, and notes what is lacking for an output to be made.
+
+    Not at once: which jobs there are is known after all of them were asked for their inputs, and a
+    dry run may look at what has no data yet. ``onstart`` ends the workflow.
+    """
+
+    def note(wildcards):
+        names = {
+            key: wildcards[key]
+            for key in ("model", "image_set")
+            if key in wildcards.keys()
+        }
+        if not os.path.exists(at(output, **wildcards)):
+            LACKING.update(dict.fromkeys(lacking(PLAN, section, **names)))
+        return []
+
+    return note
+
+
 def image_set(wildcards):
     return PLAN.methods[wildcards.method].images
 
@@ -356,7 +412,13 @@ def time_of_student(wildcards):
     ((_, images),) = SETTINGS["images"][name][PLAN.methods[method].images]
     model, settings = PLAN.models[name], group_at("finetune", "finetune", name, method)
     count = images.images_per_class * model.classes
-    return finetune_minutes(model, settings, count, gpu=GPUS > 0)
+    widths = sensitivity_forwards(group_at("calibration", "finetune", name, method))
+    return finetune_minutes(model, settings, count, gpu=GPUS > 0, widths=widths)
+
+
+def time_of_sensitivity(wildcards):
+    settings = group_at("calibration", "sensitivity", wildcards.model, wildcards.method)
+    return sensitivity_minutes(PLAN.models[wildcards.model], settings, gpu=GPUS > 0)
 
 
 def time_of_evaluation(wildcards):

@@ -4,6 +4,7 @@
 
 rule evaluate_teacher:
     input:
+        reads("test", layout.TEACHER_METRICS),
         teacher=at(layout.TEACHER),
     output:
         metrics=at(layout.TEACHER_METRICS),
@@ -37,6 +38,7 @@ rule evaluate_teacher:
 
 rule evaluate:
     input:
+        reads("test", layout.METRICS),
         teacher=at(layout.TEACHER),
         reference=at(layout.TEACHER_METRICS),
         snapshots=at(layout.SNAPSHOTS),

@@ -2,6 +2,8 @@
 
 
 rule fetch:
+    input:
+        reads("model", layout.TEACHER),
     output:
         teacher=at(layout.TEACHER),
         download=ensure(
@@ -15,7 +17,6 @@ rule fetch:
         f"{BENCHMARKS}/fetch/{{model}}.tsv"
     wildcard_constraints:
         model=models_from(*FILES),
-    retries: 1
     localrule: True
     conda:
         ENVIRONMENT
@@ -45,7 +46,6 @@ rule fetch_zoo:
         f"{BENCHMARKS}/fetch_zoo/{{model}}.tsv"
     wildcard_constraints:
         model=models_from(*ZOOS),
-    retries: 1
     localrule: True
     conda:
         ENVIRONMENT

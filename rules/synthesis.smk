@@ -40,6 +40,7 @@ rule synthesize:
 
 rule collect:
     input:
+        reads("real", layout.SHARD),
         teacher=at(layout.TEACHER),
         inspection=ancient(at(layout.INSPECTION)),
     output:

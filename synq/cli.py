@@ -157,6 +157,28 @@ COMMANDS = {
         },
         {"settings": RealImages},
     ),
+    "sensitivity": Command(
+        "sensitivity.sensitivity",
+        "tell how much the answers change when each layer alone is quantized",
+        {
+            **_TEACHER,
+            "shards": _path("the shards of synthetic images", nargs="+"),
+            **_FOLDER,
+            **_RUN,
+            **_SEED,
+            "output": _path("the JSON file to write; .csv and .md are written beside it"),
+        },
+        {"calibration": Calibration},
+    ),
+    "sensitivity-figure": Command(
+        "sensitivity.draw",
+        "draw what sensitivity found, a bar a layer (needs matplotlib)",
+        {
+            "sensitivity": _path("the JSON file that sensitivity wrote"),
+            "output": _path("the SVG file to write"),
+        },
+        computes=False,
+    ),
     "finetune": Command(
         "finetune.finetune_student",
         "quantize, calibrate and fine-tune one student",

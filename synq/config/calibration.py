@@ -1,8 +1,17 @@
-"""How activation ranges are found."""
+"""How activation ranges are found, and which bits each layer has."""
 
+import difflib
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from synq.config.fields import setting
+from synq.errors import ConfigError
+
+# Bits of what stays in full precision.
+FLOAT = 32
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,33 @@ class Calibration:
     )
     ends_bits: int = setting(
         0, "bits of the first and the last layer's weights; 0: as all others", minimum=0, maximum=8
+    )
+    keep_bits: tuple[str, ...] = setting(
+        (),
+        "other bits than the run's by name, as in {features.stem*: 8, output: float}: 2 to 8, or "
+        "float for full precision; a pattern (*, ?) matches the layers and activations that "
+        "synq inspect lists, of a layer its weight alone; the last that matches counts",
+        pairs=True,
+    )
+    budget: str = setting(
+        "",
+        "size that the student must not exceed, as in 1.5 MB (scales and what stays float32 too): "
+        "each layer's weight gets one of the widths, by its sensitivity; none: the run's bits",
+    )
+    average_bits: float = setting(
+        0.0,
+        "the same with a mean over all weights of so many bits; 0: the run's bits",
+        minimum=0,
+        maximum=8,
+    )
+    widths: tuple[int, ...] = setting(
+        (2, 3, 4, 5, 6, 8),
+        "bits that budget and average_bits choose from",
+        minimum=2,
+        maximum=8,
+    )
+    sensitivity_images: int = setting(
+        64, "images that sensitivities are measured on, at most", minimum=1
     )
     batchnorm: str = setting(
         "kept",
@@ -67,3 +103,60 @@ class Calibration:
         above=0,
         maximum=2,
     )
+
+    def __post_init__(self) -> None:
+        kept_bits(self.keep_bits)
+        if self.budget and self.average_bits:
+            raise ConfigError("budget and average_bits are both given; leave one of them out")
+        if self.budget:
+            size_in_bytes(self.budget)
+        if not self.widths or len(set(self.widths)) != len(self.widths):
+            raise ConfigError(f"widths is {list(self.widths)}; write each of some bits once")
+        least = min(self.widths)
+        if 0 < self.average_bits < least:
+            raise ConfigError(
+                f"average_bits is {self.average_bits:g}, and the smallest of widths {least}; "
+                "raise the one or lower the other"
+            )
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the widths of the layers' weights are chosen."""
+        return bool(self.budget or self.average_bits)
+
+
+def kept_bits(pairs: tuple[str, ...]) -> dict[str, int]:
+    """``('stem=8', 'output=float')`` -> ``{'stem': 8, 'output': 32}``."""
+    found: dict[str, int] = {}
+    for pair in pairs:
+        pattern, _, word = pair.rpartition("=")
+        if not pattern:
+            raise ConfigError(f"keep_bits has {pair!r}; write a name or pattern and its bits")
+        if word not in ("float", str(FLOAT), *"2345678"):
+            raise ConfigError(
+                f"keep_bits has {word} bits for {pattern!r}; write 2 to 8, or float for full "
+                "precision"
+            )
+        # A pattern that comes again counts where it comes last.
+        found.pop(pattern, None)
+        found[pattern] = FLOAT if word == "float" else int(word)
+    return found
+
+
+def unmatched(pattern: str, names: Collection[str]) -> str:
+    """What to say of a pattern of ``keep_bits`` that none of a network's names matches, if so."""
+    if pattern in names or any(fnmatchcase(name, pattern) for name in names):
+        return ""
+    close = difflib.get_close_matches(pattern, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else "synq inspect lists the names"
+    return f"no layer and no activation of the network has such a name; {hint}"
+
+
+def size_in_bytes(size: str, where: str = "budget") -> int:
+    """``'1.5 MB'`` -> 1500000."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", size.strip())
+    if not match or match[2] not in UNITS:
+        raise ConfigError(
+            f"{where} is {size!r}; write a size with its unit ({', '.join(UNITS)}), as in 1.5 MB"
+        )
+    return int(float(match[1]) * UNITS[match[2]])

@@ -8,6 +8,7 @@ little, and not measured. Limits are three times the estimate, and grow with eac
 
 import math
 
+from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
@@ -21,6 +22,7 @@ IMAGE_SIZE = 224  # px, where only the zoo knows
 
 SYNTHESIS, TRAINING, FULL_TRAINING, EVALUATION = 2.4, 4.3, 12.0, 1.2  # F an image
 SNAPSHOTS_AT_ENDS = 3
+MOST_LAYERS = 150  # with a weight; how many there are the config does not say
 # Of a folder or an array the number of images is not known: ImageNet's.
 TEST_IMAGES = {"none": 0, "digits": 599, "cifar10": 10_000, "cifar100": 10_000}
 MOST_TEST_IMAGES = 50_000
@@ -40,11 +42,26 @@ def synthesis_minutes(
     return _minutes(model, SYNTHESIS * passes, gpu=gpu)
 
 
-def finetune_minutes(model: Model, settings: Finetune, images: int, *, gpu: bool) -> int:
-    """Of one student that is trained on this many images."""
+def sensitivity_forwards(settings: Calibration) -> int:
+    """Forwards of an image before the widths of a student are chosen; none where they are not."""
+    if not settings.mixed:
+        return 0
+    return MOST_LAYERS * len(settings.widths) * settings.sensitivity_images
+
+
+def sensitivity_minutes(model: Model, settings: Calibration, *, gpu: bool) -> int:
+    """Of the table of all layers: weight, input, and both."""
+    return _minutes(model, 3 * MOST_LAYERS * settings.sensitivity_images, gpu=gpu)
+
+
+def finetune_minutes(
+    model: Model, settings: Finetune, images: int, *, gpu: bool, widths: int = 0
+) -> int:
+    """Of one student that is trained on this many images, after so many forwards for its widths."""
     all_terms = settings.perturbation > 0 or settings.feature_weight > 0
     step = FULL_TRAINING if all_terms else TRAINING
-    return _minutes(model, step * images * (settings.epochs + 1) / settings.processes, gpu=gpu)
+    passes = images * (settings.epochs + 1) / settings.processes
+    return _minutes(model, step * passes + widths, gpu=gpu)
 
 
 def evaluation_minutes(model: Model, test: TestSet, students: int, *, gpu: bool) -> int:

@@ -23,10 +23,12 @@ def setting(
     maximum: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    pairs: bool = False,
 ) -> Any:
     """A dataclass field with what the help text and the converter need.
 
-    ``minimum`` and ``maximum`` are allowed values themselves, ``above`` is not.
+    ``minimum`` and ``maximum`` are allowed values themselves, ``above`` is not. A tuple of
+    ``pairs`` is a mapping in YAML, and words NAME=VALUE here and on the command line.
     """
     metadata = {
         "text": text,
@@ -35,6 +37,7 @@ def setting(
         "maximum": maximum,
         "above": above,
         "choices": choices,
+        "pairs": pairs,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -70,6 +73,8 @@ def convert(cls: type, values: Mapping[str, Any], where: str) -> Any:
 def check(value: Any, field: dataclasses.Field, kind: Any, where: str) -> Any:
     """``value`` as ``kind``, or a ConfigError that says what it should have been."""
     if typing.get_origin(kind) is tuple:
+        if field.metadata["pairs"] and not isinstance(value, list | tuple):
+            value = [f"{key}={entry}" for key, entry in mapping(value, where).items()]
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} is {value!r}, not a list; write [{value}]")
         inner = typing.get_args(kind)[0]
@@ -140,7 +145,8 @@ def flags(settings: Any, *, only: Collection[str] = (), without: Collection[str]
         # Empty is the default of all that can be, and no word of a shell. A default below the
         # minimum stands for what was not given.
         least = field.metadata["minimum"]
-        if value in ("", ()) or (least is not None and value == field.default and value < least):
+        unset = value == field.default and isinstance(value, int | float)
+        if value in ("", ()) or (unset and least is not None and value < least):
             continue
         found.append("--" + name.replace("_", "-"))
         found.extend(words(value))

@@ -28,6 +28,7 @@ UNCOUNTED = {
 # What else is in a stage's result: modules, and files by their name.
 PRODUCTS = {
     "inspect": ("quantization.coverage", "quantization.trace", "reporting.inspection"),
+    "sensitivity": ("quantization.coverage", "quantization.trace"),
     "tables": ("config.published", "config/published.csv"),
 }
 

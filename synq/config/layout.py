@@ -15,6 +15,8 @@ DOWNLOAD = f"models/{MODEL}/download"
 TEACHER = f"models/{MODEL}/teacher.safetensors"
 INSPECTION = f"models/{MODEL}/inspection.json"
 TEACHER_METRICS = f"models/{MODEL}/metrics.json"
+# With .json, .csv, .md or .svg behind it.
+SENSITIVITY = f"models/{MODEL}/sensitivity/{{bits}}/{{method}}/seed{{seed}}"
 
 SHARD = f"synthetic/{IMAGES}/{{shard}}.h5"
 

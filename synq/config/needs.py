@@ -1,7 +1,9 @@
 """What the runs of a config need of a network, to be found out before any image is made."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from synq.config.calibration import kept_bits, size_in_bytes, unmatched
 from synq.config.plan import Plan
 from synq.errors import ConfigError, nearest
 
@@ -11,6 +13,8 @@ SETTINGS = (
     "calibration.range_source",
     *("synthesis.deep_weight", "synthesis.prior=batchnorm", "synthesis.prior=patches"),
 )
+# Those that depend on the names and the size of what is quantized.
+WIDTHS = ("calibration.keep_bits", "calibration.budget")
 
 
 def needs(plan: Plan, model: str) -> list[str]:
@@ -39,8 +43,35 @@ def needs(plan: Plan, model: str) -> list[str]:
             named = f"synthesis.prior={images.prior}" in SETTINGS
             wanted["synthesis.prior"] = images.prior if named else ""
             wanted["synthesis.deep_weight"] = images.deep_weight or ""
+        if calibration.budget:
+            wanted["calibration.budget"] = f"{calibration.budget}{_FROM}{min(calibration.widths)}"
         found += [f"{method}:{setting}={value}" for setting, value in wanted.items() if value]
+        found += [f"{method}:calibration.keep_bits={pair}" for pair in calibration.keep_bits]
     return found
+
+
+# Between a budget and the smallest of the widths.
+_FROM = " with widths from "
+
+
+def refused_widths(found: Mapping[str, Any], required: Sequence[str]) -> dict[str, str]:
+    """``refusals`` more: what of ``WIDTHS`` in ``required`` a network's inspection rules out.
+
+    The size is without what ``keep_bits`` and ``ends_bits`` add; fine-tuning counts that too.
+    """
+    refusals = {}
+    for setting in {word.partition(":")[2] for word in required}:
+        name, _, value = setting.partition("=")
+        if name == "calibration.keep_bits":
+            (pattern,) = kept_bits((value,))
+            refusals[setting] = unmatched(pattern, found["names"])
+        elif name == "calibration.budget":
+            size, _, least = value.partition(_FROM)
+            more = found["quantized_parameters"] * (int(least) - 2) // 8
+            smallest = found["bytes"]["2"] + more
+            if size_in_bytes(size) < smallest:
+                refusals[setting] = f"the smallest size is {smallest / 1000:.1f} kB; raise it"
+    return {setting: refusal for setting, refusal in refusals.items() if refusal}
 
 
 def unmet(refusals: Mapping[str, str], required: Sequence[str]) -> list[str]:
@@ -52,7 +83,7 @@ def unmet(refusals: Mapping[str, str], required: Sequence[str]) -> list[str]:
     methods: dict[str, list[str]] = {}
     for word in required:
         method, _, setting = word.partition(":")
-        if not {setting, setting.partition("=")[0]} & set(SETTINGS):
+        if not {setting, setting.partition("=")[0]} & {*SETTINGS, *WIDTHS}:
             raise ConfigError(
                 f"require has {word!r}; write METHOD:SETTING=VALUE, where {nearest(word, SETTINGS)}"
             )

@@ -15,6 +15,21 @@ from synq.io.artifacts import read_checkpoint, write_checkpoint
 from synq.quantization.student import student_tensors
 
 
+def begun(output: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe of a run that has begun, where all else of its record is the same; None if none.
+
+    Widths that were chosen once are not chosen again: on a GPU the choice could be another.
+    """
+    with contextlib.suppress(ArtifactError, KeyError):
+        _, saved = read_checkpoint(Work(output, record).calibrated, "student")
+        own = {key: saved[key] for key in record}
+        recipe: dict[str, Any] = own.pop("recipe")
+        others = {key: value for key, value in record.items() if key != "recipe"}
+        if json.dumps(own, sort_keys=True) == json.dumps(others, sort_keys=True):
+            return recipe
+    return None
+
+
 class Work:
     """The folder ``<output>.work``: a student an epoch, and the state that names the newest.
 
@@ -97,6 +112,11 @@ class Work:
     def _check(self, saved: Mapping[str, Any]) -> None:
         if saved["run"] != json.dumps(self.record, sort_keys=True):
             raise ArtifactError("the saved state has other settings")
+
+    @property
+    def calibrated(self) -> Path:
+        """The first student of the run, which is written first of all."""
+        return self._student(0)
 
     def _student(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:04d}.safetensors"

@@ -86,26 +86,44 @@ def held_out_loss(
     return float(total) / len(images.held_out)
 
 
-def grid_factor(student: nn.Module) -> float:
-    """The steps of a 2-bit grid over those of the student's coarsest grid of weights."""
-    bits = [layer.weight_quantizer.bits for layer in weight_quantizers(student).values()]
-    return float((2**2 - 1) / (2 ** min(bits, default=2) - 1))
+def grid_factor(bits: float) -> float:
+    """The steps of a 2-bit grid over those of a grid of ``bits``."""
+    return float((2**2 - 1) / (2**bits - 1))
+
+
+def rate_factors(student: nn.Module) -> dict[nn.Parameter, float]:
+    """Each parameter's ``grid_factor``: of a layer's weight and its scales, by that layer's bits.
+
+    Of all others, by the mean over the numbers of all quantized weights.
+    """
+    layers = [*weight_quantizers(student).values()]
+    counts = [layer.weight.numel() for layer in layers]
+    bits = [layer.weight_quantizer.bits for layer in layers]
+    mean = sum(b * n for b, n in zip(bits, counts, strict=True)) / sum(counts)
+    factors = {parameter: grid_factor(mean) for parameter in student.parameters()}
+    for layer, own in zip(layers, bits, strict=True):
+        weights = [p for p in layer.parameters(recurse=False) if p is layer.weight]
+        for parameter in (*weights, *layer.weight_quantizer.parameters()):
+            factors[parameter] = grid_factor(own)
+    return factors
 
 
 def optimizer_for(student: nn.Module, settings: Finetune) -> torch.optim.Optimizer:
     """The optimizer of a student's parameters; learned scales have a rate and no decay."""
-    named = dict(student.named_parameters())
-    scales = [p for name, p in named.items() if name.split(".")[-1] == "log_scale"]
-    others = [p for name, p in named.items() if name.split(".")[-1] != "log_scale"]
-    factor = grid_factor(student) if settings.rates == "grid" else 1.0
-    rate, decay = factor * settings.learning_rate, settings.weight_decay
-    groups: list[dict[str, Any]] = [{"params": others}]
-    if scales:
-        own = factor * settings.scale_learning_rate
-        groups.append({"params": scales, "lr": own, "weight_decay": 0.0})
+    factors = rate_factors(student) if settings.rates == "grid" else {}
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, parameter in student.named_parameters():
+        scale, factor = name.split(".")[-1] == "log_scale", factors.get(parameter, 1.0)
+        rate = settings.scale_learning_rate if scale else settings.learning_rate
+        own = {"weight_decay": 0.0} if scale else {}
+        group = groups.setdefault((scale, factor), {"params": [], "lr": factor * rate, **own})
+        group["params"].append(parameter)
+    rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "adam":
-        return torch.optim.AdamW(groups, rate, weight_decay=decay)
-    return torch.optim.SGD(groups, rate, settings.momentum, weight_decay=decay, nesterov=True)
+        return torch.optim.AdamW(groups.values(), rate, weight_decay=decay)
+    return torch.optim.SGD(
+        groups.values(), rate, settings.momentum, weight_decay=decay, nesterov=True
+    )
 
 
 def optimizer_tensors(

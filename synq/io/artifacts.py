@@ -31,6 +31,7 @@ KINDS = {
     "teacher": Kind(3, "fetch, fetch-zoo or train"),
     "teacher metrics": Kind(2, "evaluate-teacher"),
     "inspection": Kind(2, "inspect"),
+    "sensitivity": Kind(1, "sensitivity"),
     "shard": Kind(2, "synthesize or collect"),
     "student": Kind(2, "finetune"),
     "students": Kind(1, "finetune"),

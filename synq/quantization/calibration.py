@@ -12,6 +12,7 @@ from synq.config.calibration import Calibration
 from synq.errors import DivergenceError
 from synq.quantization.affine import channel_ranges, fake_quantize, grid_of_range
 from synq.quantization.convert import activation_quantizers, observing, weight_quantizers
+from synq.quantization.layers import QuantizedWeight
 from synq.quantization.quantizers import Quantizer
 from synq.quantization.rounding import flipped_codes
 
@@ -102,18 +103,23 @@ def set_weight_ranges(student: nn.Module, settings: Calibration) -> None:
     what it is rounded to, which is its nearest value from then on.
     """
     for layer in weight_quantizers(student).values():
-        weight = layer.by_output(layer.weight.detach())
-        lo, hi = channel_ranges(weight)
-        if settings.weight_estimator == "mse":
-            bits = layer.weight_quantizer.bits
-            clips = best_channel_clips(weight, bits, settings.range_power)
-            lo, hi = lo * clips, hi * clips
-        layer.weight_quantizer.set_range(lo, hi)
-        if settings.weights == "squant":
-            grid = layer.weight_quantizer.grid(weight)
-            rounded = grid.values(flipped_codes(weight, grid))
-            # It is its own inverse, where it does anything.
-            layer.weight.detach().copy_(layer.by_output(rounded))
+        set_weight_range(layer, settings)
+
+
+def set_weight_range(layer: QuantizedWeight, settings: Calibration) -> None:
+    """``set_weight_ranges`` of one layer."""
+    weight = layer.by_output(layer.weight.detach())
+    lo, hi = channel_ranges(weight)
+    if settings.weight_estimator == "mse":
+        bits = layer.weight_quantizer.bits
+        clips = best_channel_clips(weight, bits, settings.range_power)
+        lo, hi = lo * clips, hi * clips
+    layer.weight_quantizer.set_range(lo, hi)
+    if settings.weights == "squant":
+        grid = layer.weight_quantizer.grid(weight)
+        rounded = grid.values(flipped_codes(weight, grid))
+        # It is its own inverse, where it does anything.
+        layer.weight.detach().copy_(layer.by_output(rounded))
 
 
 class BatchNormCorrection:

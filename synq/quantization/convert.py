@@ -10,11 +10,13 @@ LayerNorm and residual sums stay in full precision.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from synq.config.calibration import FLOAT
 from synq.errors import ModelError
 from synq.models.structure import LINEAR, attention_layers
 from synq.quantization import attention
@@ -26,8 +28,8 @@ from synq.quantization.layers import (
     QuantLinear,
     QuantMultiheadAttention,
 )
-from synq.quantization.quantizers import Quantizer, Recipe
-from synq.quantization.sites import Calls, add_sites, list_calls
+from synq.quantization.quantizers import FullPrecision, Quantizer, Recipe
+from synq.quantization.sites import CONTAINER, Calls, add_sites, list_calls, site_name
 
 # By their exact type: a subclass may use its weight in another way.
 WEIGHTED: Mapping[type[nn.Module], Any] = {
@@ -50,29 +52,41 @@ def quantize(
     and state-dict keys stay; those of the quantizers are new. Raises ModelError where there is
     nothing to quantize, or nothing to quantize the activations after.
     """
+    _open_attention(model)
+    calls = list_calls(model, image_shape) if image_shape else Calls()
+    opened = {layer for layer in attention.open_inputs(model) if layer not in calls.fed}
+    inputs = _replace_layers(model, recipe, opened)
+    behind = {name: m for name, m in model.named_modules() if type(m) in QUANTIZABLE}
+    repeated = {site.module for site in calls.sites}
+    for name, module in behind.items():
+        module.add_module("quantizer", recipe.of_activation(name))
+        # That of several calls gets a hook of its own.
+        if module not in repeated:
+            module.register_forward_hook(_quantized_output)
+    add_sites(model, calls, recipe)
+    if not weight_quantizers(model):
+        rest = "that is not kept in full precision " if layers_of(model) else ""
+        raise ModelError(f"the model has no convolution or linear layer {rest}to quantize")
+    if not behind and not inputs and not calls.sites:
+        names = ", ".join(activation.__name__ for activation in QUANTIZABLE)
+        raise ModelError(f"the model has no activation to quantize ({names}, or their functions)")
+    return model
+
+
+def quantize_layers(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Turn the layers alone into quantized ones, in place, and leave activations as they are."""
+    _open_attention(model)
+    _replace_layers(model, recipe, {*attention.open_inputs(model)})
+    return model
+
+
+def _open_attention(model: nn.Module) -> None:
     for layer in attention_layers(model).values():
         if isinstance(layer, nn.MultiheadAttention):
             attention.check_open(layer)
         else:
             attention.redirect(layer)
     attention.forgo_fast_paths(model)
-    calls = list_calls(model, image_shape) if image_shape else Calls()
-    opened = {layer for layer in attention.open_inputs(model) if layer not in calls.fed}
-    inputs = _replace_layers(model, recipe, opened)
-    behind = [module for module in model.modules() if type(module) in QUANTIZABLE]
-    repeated = {site.module for site in calls.sites}
-    for module in behind:
-        module.add_module("quantizer", recipe.of_activation())
-        # That of several calls gets a hook of its own.
-        if module not in repeated:
-            module.register_forward_hook(_quantized_output)
-    add_sites(model, calls, recipe)
-    if not weight_quantizers(model):
-        raise ModelError("the model has no convolution or linear layer to quantize")
-    if not behind and not inputs and not calls.sites:
-        names = ", ".join(activation.__name__ for activation in QUANTIZABLE)
-        raise ModelError(f"the model has no activation to quantize ({names}, or their functions)")
-    return model
 
 
 def _replace_layers(model: nn.Module, recipe: Recipe, opened: set[nn.Linear]) -> int:
@@ -84,7 +98,7 @@ def _replace_layers(model: nn.Module, recipe: Recipe, opened: set[nn.Linear]) ->
         new = kinds[type(layer)].from_float(layer)
         new.weight_quantizer = recipe.of_weight(name, position, len(layers), new.axes())
         if layer in opened or isinstance(new, QuantMultiheadAttention):
-            new.input = recipe.of_activation()
+            new.input = recipe.of_activation(f"{name}.input")
             inputs += 1
         # A layer may have several places.
         for module in [*model.modules()]:
@@ -101,17 +115,67 @@ def _quantized_output(module: nn.Module, args: Any, output: Tensor) -> Any:
 
 def weight_quantizers(model: nn.Module) -> dict[str, QuantizedWeight]:
     """Name -> layer with a quantized weight, in the order of the model's modules."""
-    return {n: module for n, module in model.named_modules() if isinstance(module, QuantizedWeight)}
+    return {name: layer for name, layer in layers_of(model).items() if not _is_kept(layer)}
 
 
 def activation_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     """Name -> quantizer of an activation or an input, in the order of the model's modules."""
-    of_weights = {layer.weight_quantizer for layer in weight_quantizers(model).values()}
+    return {
+        name: quantizer
+        for name, quantizer in _quantizers(model).items()
+        if not isinstance(quantizer, FullPrecision)
+    }
+
+
+def layers_of(model: nn.Module) -> dict[str, QuantizedWeight]:
+    """Those whose weight is kept in full precision, too."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, QuantizedWeight)}
+
+
+def _quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """Those of activations that are kept in full precision, too."""
+    of_weights = {layer.weight_quantizer for layer in layers_of(model).values()}
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, Quantizer) and module not in of_weights
     }
+
+
+def _is_kept(layer: QuantizedWeight) -> bool:
+    return isinstance(layer.weight_quantizer, FullPrecision)
+
+
+def quantized_names(model: nn.Module) -> list[str]:
+    """The names of a student's layers and activations, as a recipe and ``synq inspect`` have them.
+
+    An activation is named as its module, a call ``module/function/index``, the input of a
+    transformer's linear layer ``layer.input``.
+    """
+    return [*layers_of(model), *map(activation_name, _quantizers(model))]
+
+
+def activation_name(quantizer: str) -> str:
+    """The name of what the quantizer of this name rounds."""
+    site = re.fullmatch(rf"(?:(.*)\.)?{CONTAINER}\.(.*)", quantizer)
+    return site_name(site[1] or "", site[2]) if site else quantizer.removesuffix(".quantizer")
+
+
+def bits_in_use(model: nn.Module) -> dict[str, list[float]]:
+    """``weights`` and ``activations`` of a student: mean, smallest and largest of their bits.
+
+    The mean is over all numbers of the weights, and over the quantizers of activations.
+    """
+    layers = layers_of(model).values()
+    weights = [(layer.weight_quantizer.bits, layer.weight.numel()) for layer in layers]
+    activations = [(quantizer.bits, 1) for quantizer in _quantizers(model).values()]
+    return {"weights": _spread(weights), "activations": _spread(activations)}
+
+
+def _spread(counted: Sequence[tuple[int, int]]) -> list[float]:
+    mean = sum(bits * count for bits, count in counted) / sum(count for _, count in counted)
+    every = [bits for bits, _ in counted]
+    return [mean, min(every), max(every)]
 
 
 @contextlib.contextmanager
@@ -144,7 +208,8 @@ def packed_bytes(model: nn.Module, weight_bits: int = 0) -> int:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         total += sum(tensor.numel() * tensor.element_size() for tensor in own)
         weighted = isinstance(module, QuantizedWeight) or type(module) in WEIGHTED
-        if weight_bits < 32 and weighted:
+        kept = isinstance(module, QuantizedWeight) and _is_kept(module)
+        if weight_bits < FLOAT and weighted and not kept:
             weight = module.get_parameter(
                 "in_proj_weight" if isinstance(module, QuantMultiheadAttention) else "weight"
             )

@@ -65,14 +65,18 @@ def to_onnx(
     for layer in weights:
         weight = layer.by_output(layer.weight.detach())
         layer.weight_quantizer = _CodesOfWeight(weight, layer.weight_quantizer, weights_read)
-    for name, quantizer in activation_quantizers(network).items():
+    activations = activation_quantizers(network)
+    # Behind 8 bits, which have no Clip, ONNX Runtime makes QGemm of Gemm, which has no 2 bits.
+    least_of_gemm = 4 if any(quantizer.bits == 8 for quantizer in activations.values()) else 0
+    for name, quantizer in activations.items():
         network.set_submodule(name, _OperatorsOfGrid(quantizer, activations_read))
     model = _exported(_Flat(network), image_shape, opset, batch=2)
     if batch_of(model):
         # The network's code takes the number of images for a constant.
         model = _exported(_Flat(network), image_shape, opset, batch=1)
     types = {3: ml_dtypes.uint2, **TYPES} if opset == OPSET_OF_2_BITS else TYPES
-    found = (_narrow(model, types), sum(node.op_type == "QuantizeLinear" for node in model.graph))
+    narrowed = _narrow(model, types, least_of_gemm)
+    found = (narrowed, sum(node.op_type == "QuantizeLinear" for node in model.graph))
     read = (len(weights_read), len(activations_read))
     if found[0] < read[0] or found[1] < read[1]:
         raise ModelError(
@@ -220,8 +224,11 @@ class _OperatorsOfGrid(Quantizer):
         return restored.clamp(*self.ends) if self.ends else restored
 
 
-def _narrow(model: onnx_ir.Model, types: Mapping[int, Any]) -> int:
-    """Give the weights' codes the narrowest type that holds them; how many weights there are."""
+def _narrow(model: onnx_ir.Model, types: Mapping[int, Any], least_of_gemm: int) -> int:
+    """Give the weights' codes the narrowest type that holds them; how many weights there are.
+
+    What a Gemm reads gets one that holds ``least_of_gemm``, too.
+    """
     found = 0
     for node in model.graph:
         source = node.inputs[0] if node.op_type == "DequantizeLinear" else None
@@ -229,8 +236,11 @@ def _narrow(model: onnx_ir.Model, types: Mapping[int, Any]) -> int:
             continue
         codes, zeros = (_array(node.inputs[index]) for index in (0, 2))
         largest = max(int(codes.max()), int(zeros.max()))
-        if not {use.op_type for use in node.outputs[0].consumers()} <= READERS:
+        readers = {use.op_type for use in node.outputs[0].consumers()}
+        if not readers <= READERS:
             largest = max(TYPES)
+        if "Gemm" in readers:
+            largest = max(largest, least_of_gemm)
         kind = next(kind for limit, kind in types.items() if largest <= limit)
         for index, values in ((0, codes), (2, zeros)):
             # A tensor a node: equal zero points of two layers are one until here.

@@ -5,14 +5,15 @@ and tables read ``grid``; nothing recomputes it. A new kind is a class here and 
 ``WEIGHTS`` or ``ACTIVATIONS``.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from synq.config.calibration import FLOAT, unmatched
 from synq.errors import ConfigError, nearest
 from synq.quantization.affine import (
     SMALLEST_RANGE,
@@ -60,6 +61,16 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
+
+
+class FullPrecision(Quantizer):
+    """Rounds nothing: of what a recipe keeps as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(FLOAT)
+
+    def rounded(self, values: Tensor) -> Tensor:
+        return values
 
 
 class MinMax(Quantizer):
@@ -144,7 +155,8 @@ class Recipe:
     """Which quantizer each tensor gets; a part of a student's record, so that it can be rebuilt.
 
     ``ends`` are the bits of the first and the last layer's weights, 0 for those of all; ``keep``
-    maps patterns of layers' names (``*.attention.*``) to the bits of their weights.
+    maps names, or patterns of them (``*.attention.*``), to other bits, 32 for full precision. A
+    layer's name is that of its weight, and ``convert.quantized_names`` has those of activations.
     """
 
     weight_bits: int
@@ -154,18 +166,42 @@ class Recipe:
     ends: int = 0
     keep: Mapping[str, int] | None = None
 
+    def kept(self, name: str) -> int:
+        """The bits that ``keep`` has for a name, 0 for none.
+
+        The name itself counts before any pattern, and a later pattern before an earlier one.
+        """
+        keep = self.keep or {}
+        found = [bits for pattern, bits in keep.items() if fnmatchcase(name, pattern)]
+        return keep.get(name, 0) or (found[-1] if found else 0)
+
+    def fixed(self, name: str, position: int, count: int) -> int:
+        """Bits that the ``position``-th of ``count`` layers has of its own, 0 for the run's."""
+        return self.kept(name) or (self.ends if position in (0, count - 1) else 0)
+
+    def resolved(self, names: Iterable[str]) -> Self:
+        """The same with names in place of patterns, of which a record does not keep the order.
+
+        Raises ConfigError for a pattern that none of the ``names`` matches.
+        """
+        names = list(names)
+        for pattern in self.keep or {}:
+            refusal = unmatched(pattern, names)
+            if refusal:
+                raise ConfigError(f"calibration.keep_bits names {pattern!r}, but {refusal}")
+        kept = {name: self.kept(name) for name in names if self.kept(name)}
+        return replace(self, keep=kept or None)
+
     def of_weight(self, name: str, position: int, count: int, axes: tuple[int, ...]) -> Quantizer:
         """The quantizer of layer ``name``, the ``position``-th of ``count`` in order."""
-        bits = self.weight_bits
-        if self.ends and position in (0, count - 1):
-            bits = self.ends
-        for pattern, kept in (self.keep or {}).items():
-            if fnmatchcase(name, pattern):
-                bits = kept
-        return _kind(WEIGHTS, self.weights, "weights")(bits, axes)
+        kind = _kind(WEIGHTS, self.weights, "weights")
+        bits = self.fixed(name, position, count) or self.weight_bits
+        return FullPrecision() if bits == FLOAT else kind(bits, axes)
 
-    def of_activation(self) -> Quantizer:
-        return _kind(ACTIVATIONS, self.activations, "activations")(self.activation_bits)
+    def of_activation(self, name: str = "") -> Quantizer:
+        kind = _kind(ACTIVATIONS, self.activations, "activations")
+        bits = self.kept(name) or self.activation_bits
+        return FullPrecision() if bits == FLOAT else kind(bits)
 
     def record(self) -> dict[str, Any]:
         return asdict(self)

@@ -356,11 +356,13 @@ def add_sites(student: nn.Module, calls: Calls, recipe: Recipe) -> None:
     """Give a student quantizers at its sites, and hooks that apply them; nothing without sites."""
     if not calls.sites:
         return
+    names = {module: name for name, module in student.named_modules()}
     for site in calls.sites:
         if not hasattr(site.module, CONTAINER):
             site.module.add_module(CONTAINER, CallSites())
         container: Any = getattr(site.module, CONTAINER)
-        container.add_module(site.key, recipe.of_activation())
+        name = site_name(names[site.module], site.key)
+        container.add_module(site.key, recipe.of_activation(name))
         if site.overwriting:
             container.overwriting.add(site.key)
     route = _Route(calls.counts, calls.functions)

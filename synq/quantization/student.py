@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from synq.config.calibration import Calibration
+from synq.config.calibration import Calibration, kept_bits
 from synq.config.grid import parse_bits
 from synq.errors import ArtifactError
 from synq.io.artifacts import read_checkpoint
@@ -34,6 +34,7 @@ def recipe_from(bits: str, settings: Calibration) -> Recipe:
         weights=settings.weights,
         activations=settings.activations,
         ends=settings.ends_bits,
+        keep=kept_bits(settings.keep_bits) or None,
     )
 
 

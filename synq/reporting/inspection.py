@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from synq.config.finetune import Finetune
-from synq.config.needs import unmet
+from synq.config.needs import refused_widths, unmet
 from synq.errors import ModelError
 from synq.models.features import cam_layer, feature_blocks, residual_units
 from synq.models.outputs import told
 from synq.models.structure import batchnorms
-from synq.quantization.convert import packed_bytes, quantize
+from synq.quantization.convert import packed_bytes, quantize, quantized_names
 from synq.quantization.coverage import Part, examine, refuse
 from synq.quantization.quantizers import Recipe
 from synq.quantization.trace import QUANTIZED
@@ -73,9 +73,7 @@ def inspect_model(
     if not blocks and Finetune().feature_weight > 0:
         needs.append("finetune.feature_weight: 0")
     problems = [*synthesis, *quantization[:1]]
-    # A network that has no BatchNorm layer is told so once.
-    problems += [] if problems else unmet(refused, required)
-    return {
+    found = {
         **dataclasses.asdict(anatomy),
         "repeated_activations": anatomy.repeated_activations,
         "inputs": dict(Counter(layer.input for layer in layers if layer.calls)),
@@ -93,6 +91,13 @@ def inspect_model(
         "bytes": {
             str(bits): packed_bytes(student if bits < 32 else model, bits) for bits in WIDTHS
         },
+        "names": quantized_names(student),
+    }
+    # A network that has no BatchNorm layer is told so once.
+    if not problems:
+        problems = unmet({**refused, **refused_widths(found, required)}, required)
+    return {
+        **found,
         "problems": problems,
         "needs": needs,
         "refusals": refused,

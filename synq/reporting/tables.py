@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas
 
+from synq.config.grid import parse_bits
 from synq.config.published import published
 
 KEYS = ["model", "bits", "method"]
@@ -15,6 +16,13 @@ ACCURACIES = ["calibrated", "last", "selected", "best_on_test"]
 
 
 EXPORTED = ["packed_bytes", "onnx_bytes", "agreement"]
+
+
+# What has bits, and the columns of the mean, the smallest and the largest of them.
+BITS = {
+    kind: tuple(f"{kind}_bits_{which}" for which in ("average", "least", "most"))
+    for kind in ("weights", "activations")
+}
 
 
 DIFFERENCE = "difference"
@@ -45,6 +53,7 @@ def accuracy_table(
             "float_bytes": entry["teacher"]["weight_bytes"],
             **{name: entry[name]["top1"] for name in ACCURACIES},
             **{name: (entry.get("export") or {}).get(name) for name in EXPORTED},
+            **_bits(entry),
             **{f"{stage}_seconds": value for stage, value in entry.get("seconds", {}).items()},
         }
         for entry in metrics
@@ -66,10 +75,25 @@ def accuracy_table(
     for name in EXPORTED:
         # None where there is no export; the worst of the seeds.
         table[name] = groups[name].min().astype(float)
+    for average, least, most in BITS.values():
+        table[average] = groups[average].mean()
+        table[least] = groups[least].min()
+        table[most] = groups[most].max()
     table["remark"] = groups["remark"].agg(lambda own: "; ".join(filter(None, own.unique())))
     for name in seconds:
         table[name] = groups[name].mean()
     return table.reset_index()
+
+
+def _bits(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Bits of a run's weights and activations; those in its name where its record has no others."""
+    widths = entry.get("widths") or {}
+    named = zip(BITS.items(), parse_bits(entry["bits"]), strict=True)
+    return {
+        column: value
+        for (kind, columns), bits in named
+        for column, value in zip(columns, widths.get(kind) or [bits] * 3, strict=True)
+    }
 
 
 def _image_gaps(metrics: Sequence[dict[str, Any]], ceilings: Mapping[str, str]) -> Any:
@@ -127,6 +151,9 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
             sign = "+" if name.endswith((DIFFERENCE, GAP)) else ""
             pairs = zip(table[column], table[f"{name}_std"], strict=True)
             shown[name.replace("_", " ")] = [_mean_std(*pair, sign) for pair in pairs]
+    for kind in _mixed(table):
+        columns = (table[column] for column in BITS[kind])
+        shown[f"bits of {kind}"] = [_range(*row) for row in zip(*columns, strict=True)]
     if table["published"].notna().any():
         shown["published"] = [_number(value) for value in table["published"]]
     shown["images"] = table["images"]
@@ -141,6 +168,20 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
             label = name.removesuffix("_seconds") + " s"
             shown[label] = table[name].map("{:.0f}".format).replace("nan", "")
     return shown
+
+
+def _mixed(table: pandas.DataFrame) -> list[str]:
+    """``weights`` and ``activations`` where a row has other bits than those in its name."""
+    named = [parse_bits(bits) for bits in table["bits"]]
+    return [
+        kind
+        for place, (kind, columns) in enumerate(BITS.items())
+        if any((table[column] != [bits[place] for bits in named]).any() for column in columns)
+    ]
+
+
+def _range(average: float, least: float, most: float) -> str:
+    return f"{least:g}" if least == most else f"{average:.2f} ({least:g} to {most:g})"
 
 
 def _sizes(table: pandas.DataFrame) -> tuple[str, list[str]]:

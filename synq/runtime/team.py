@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,14 @@ class Team:
         count = torch.tensor(float(wanted), device=device)
         distributed.all_reduce(count)
         return bool(count)
+
+    def agreed(self, numbers: Iterable[int], device: torch.device) -> list[int]:
+        """The leader's numbers, in every process."""
+        if self.size == 1:
+            return [*numbers]
+        sent = torch.tensor([*numbers], device=device)
+        distributed.broadcast(sent, 0)
+        return [int(number) for number in sent]
 
     def follow(self, model: nn.Module) -> None:
         """Give every process the leader's parameters and buffers."""

@@ -93,6 +93,7 @@ def evaluate_run(
             {**entry, "top1": accuracies.get(entry["epoch"])} for entry in record["history"]
         ],
         "weight_bytes": record["weight_bytes"],
+        "widths": record.get("widths"),
         "published": test.published,
         "test_images": len(images),
         "settings": {key: record[key] for key in ("calibration", "finetune")},

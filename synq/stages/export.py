@@ -64,6 +64,7 @@ def export_student(
         **{key: made[key] for key in ("model", "bits", "method", "seed", "epoch")},
         "teacher_sha256": network.sha256,
         "student_sha256": file_sha256(student),
+        "widths": made.get("widths"),
     }
     tensors, layout = pack(model)
     own = {key: made[key] for key in ("image_set", "recipe")}

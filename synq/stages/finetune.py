@@ -2,26 +2,33 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.errors import ConfigError
 from synq.finetuning.batches import Images
-from synq.finetuning.resume import Work
+from synq.finetuning.resume import Work, begun
 from synq.finetuning.training import Progress, finetune, terminations
 from synq.io.artifacts import write_checkpoint
 from synq.io.shards import ShardSet
 from synq.io.students import write_students
-from synq.models.teacher import read_teacher
+from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import packed_bytes
+from synq.quantization.convert import bits_in_use, packed_bytes, quantized_names
+from synq.quantization.mixed import Room, chosen_widths, room
+from synq.quantization.quantizers import Recipe
+from synq.quantization.sensitivity import Trial, losses_alone
 from synq.quantization.student import recipe_from, student_of
 from synq.runtime.process import generator_for, prepare, versions
-from synq.runtime.team import joined
+from synq.runtime.team import Team, joined
 from synq.synthesis.gdfq import GeneratorTraining
 
 TERMINATED = 128 + 15  # as shells say it of SIGTERM
@@ -50,8 +57,9 @@ def finetune_student(
     """
     # The rule asks for the threads of all processes.
     target = prepare(device, -(-threads // settings.processes))
-    recipe = recipe_from(bits, calibration)
     network = read_teacher(teacher, target)
+    student = student_of(network, recipe_from(bits, calibration)).to(target)
+    recipe = recipe_from(bits, calibration).resolved(quantized_names(student))
     record = {
         "teacher_sha256": network.sha256,
         "model": network.name,
@@ -77,7 +85,16 @@ def finetune_student(
         images = Images(shard_set, settings, target)
         if not len(images.train):
             raise ConfigError("finetune.holdout leaves no image to train on; lower it")
-        student = student_of(network, recipe).to(target)
+        if calibration.mixed:
+            place, before = room(student, recipe, calibration), begun(output, record)
+            if before is None:
+                generator = generator_for(seed, "sensitivity")
+                batches = _batches(images, calibration.sensitivity_images, settings, generator)
+                recipe = _with_widths(network.model, recipe, calibration, place, batches, team)
+            else:
+                recipe = Recipe(**before)
+            record["recipe"] = recipe.record()
+            student = student_of(network, recipe).to(target)
         work = Work(output, record)
         state, text = work.resume(student)
         if team.leads and text:
@@ -87,13 +104,7 @@ def finetune_student(
             if team.leads:
                 work.clear()
             generator = generator_for(seed, "calibration")
-            if calibration.range_source == "generator":
-                training = GeneratorTraining(
-                    network.model, network.classes, network.image_shape, calibration, generator
-                )
-                batches = training.batches()
-            else:
-                batches = _range_batches(images, calibration, settings, generator)
+            batches = _range_batches(network, images, calibration, settings, generator)
             calibrate(student, batches, calibration, network.model)
             state = Progress()
         team.follow(student)
@@ -108,18 +119,57 @@ def finetune_student(
     if state.part:
         return TERMINATED
     if team.leads:
-        _finish(work, state, settings, packed_bytes(student), output, snapshots)
+        sizes = {"weight_bytes": packed_bytes(student), "widths": bits_in_use(student)}
+        _finish(work, state, settings, sizes, output, snapshots)
     return 0
 
 
 def _range_batches(
-    images: Images, calibration: Calibration, settings: Finetune, generator: torch.Generator
+    network: Teacher,
+    images: Images,
+    calibration: Calibration,
+    settings: Finetune,
+    generator: torch.Generator,
 ) -> Iterator[torch.Tensor]:
-    """Images as the training will see them, for the activation ranges."""
+    """What the activation ranges are taken from."""
+    if calibration.range_source == "images":
+        return _batches(images, calibration.range_images, settings, generator)
+    training = GeneratorTraining(
+        network.model, network.classes, network.image_shape, calibration, generator
+    )
+    return training.batches()
+
+
+def _batches(
+    images: Images, count: int, settings: Finetune, generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """At most ``count`` images as the training will see them."""
     order = images.train[torch.randperm(len(images.train), generator=generator)]
-    chosen = order[: calibration.range_images].split(settings.batch_size)
-    for batch, _ in images.batches(chosen, generator):
+    for batch, _ in images.batches(order[:count].split(settings.batch_size), generator):
         yield batch
+
+
+def _with_widths(
+    teacher: nn.Module,
+    recipe: Recipe,
+    calibration: Calibration,
+    place: Room,
+    batches: Iterable[torch.Tensor],
+    team: Team,
+) -> Recipe:
+    """The recipe with a width for each layer's weight that is free, by its sensitivity."""
+    seen = [*batches]
+    trials = [Trial(name, bits) for name, sizes in place.sizes.items() for bits in sizes]
+    losses: dict[str, dict[int, float]] = {name: {} for name in place.sizes}
+    found = losses_alone(teacher, recipe, calibration, seen, trials)
+    for trial, loss in zip(trials, found, strict=True):
+        losses[trial.layer][trial.weight_bits] = loss.divergence
+    chosen = chosen_widths(place, losses)
+    widths = team.agreed(chosen.values(), seen[0].device)
+    if team.leads:
+        counts = ", ".join(f"{n} at {bits}" for bits, n in sorted(Counter(widths).items()))
+        print(f"layers by the bits of their weights, by sensitivity: {counts}", flush=True)
+    return replace(recipe, keep={**(recipe.keep or {}), **dict(zip(chosen, widths, strict=True))})
 
 
 def _report(state: Progress, settings: Finetune) -> None:
@@ -146,7 +196,7 @@ def _finish(
     work: Work,
     state: Progress,
     settings: Finetune,
-    weight_bytes: int,
+    sizes: Mapping[str, Any],
     output: Path,
     snapshots: Path,
 ) -> None:
@@ -158,7 +208,7 @@ def _finish(
         "selected": selected,
         "last": last,
         "history": state.history,
-        "weight_bytes": weight_bytes,
+        **sizes,
     }
     write_students(snapshots, summary, work.students(epochs))
     write_checkpoint(output, "student", work.student(selected), {**summary, "epoch": selected})

@@ -96,6 +96,8 @@ def verify(*, results: Path) -> int:
             _of_teacher(walk, path, kind, names["model"])
     for path, names in layout.found(results, layout.SHARD):
         _shard(walk, path, names)
+    for path, names in layout.found(results, f"{layout.SENSITIVITY}.json"):
+        _sensitivity(walk, path, names)
     for _, names in layout.found(results, f"{layout.RUNS}/{layout.RUN}"):
         _run(walk, names)
     for former, name in FORMER.items():
@@ -150,6 +152,12 @@ def _shard(walk: Walk, path: Path, names: Mapping[str, str]) -> None:
     walk.shards[layout.SHARD.format(**names)] = record["checksum"]
     walk.check(path, record, model=names["model"], seed=names["seed"], name=names["shard"])
     walk.check_teacher(path, record["teacher_sha256"], names["model"])
+
+
+def _sensitivity(walk: Walk, path: Path, names: Mapping[str, str]) -> None:
+    record = walk.opened(path, lambda: read_json(path, "sensitivity"))
+    if record is not None:
+        _student(walk, path, record, names)
 
 
 def _run(walk: Walk, names: Mapping[str, str]) -> None:

@@ -109,7 +109,7 @@ def test_what_the_snakefile_imports_uses_the_standard_library_alone(module):
             assert roots <= {*sys.stdlib_module_names, "synq"}
 
 
-@pytest.mark.parametrize("stage", ["inspect", "synthesize", "finetune"])
+@pytest.mark.parametrize("stage", ["inspect", "synthesize", "sensitivity", "finetune"])
 def test_no_real_image_is_within_reach_of_a_data_free_stage(stage):
     assert "synthesis.synthesize" in reached("stages.synthesize")
     assert "data.datasets" in reached("stages.evaluate")

@@ -12,12 +12,13 @@ from embedded import embedded_teacher
 USERS = {
     "PIL": {"collect", "evaluate", "evaluate_teacher", "predict", "train"},
     "h5py": {"collect", "evaluate", "export", "fetch", "finetune", "inspect", "synthesize", "train"}
-    | {"evaluate_teacher", "unpack", "verify"},
+    | {"evaluate_teacher", "sensitivity", "unpack", "verify"},
     "onnx": {"export"},
     "onnx_ir": {"export"},
     "onnxruntime": {"export", "predict"},
     "onnxscript": set(),  # torch imports it for an export
-    "pandas": {"tables"},
+    "matplotlib": set(),
+    "pandas": {"sensitivity", "tables"},
     "requests": {"fetch"},
     "scipy": set(),
     "sklearn": set(),

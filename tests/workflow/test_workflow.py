@@ -196,6 +196,14 @@ def test_a_run_outside_the_grid_is_made_by_its_file_name(workflow: Workflow) -> 
     assert jobs(workflow.plan("--", target)) == {"synthesize": 2, "finetune": 1, "evaluate": 1}
 
 
+def test_a_sensitivity_is_made_by_its_file_name(workflow: Workflow) -> None:
+    target = f"{RESULTS}/models/digits-resnet20/sensitivity/w5a3/synq/seed0"
+    wanted = {"sensitivity": 1, "sensitivity_figure": 1}
+    assert jobs(workflow.plan("--", f"{target}.svg", f"{target}.md")) == wanted
+    other = f"{RESULTS}/models/digits-resnet20/sensitivity/w5a3/synq/seed7.csv"
+    assert jobs(workflow.plan("--", other)) == {"synthesize": 2, "sensitivity": 1}
+
+
 @pytest.mark.parametrize(
     "run",
     [
@@ -661,8 +669,9 @@ def _rules() -> Iterator[tuple[str, str]]:
 def test_every_rule_says_what_it_does_and_needs() -> None:
     wanted = {"message", "log", "benchmark", "conda", "threads", "resources"}
     rules = dict(_rules())
-    assert set(rules) == {*EVERYTHING, "fetch_zoo", "collect", "ablation"} - {"all"}
-    on_gpu = {"synthesize", "collect", "finetune", "evaluate_teacher", "evaluate"}
+    on_demand = {"fetch_zoo", "collect", "ablation", "sensitivity", "sensitivity_figure"}
+    assert set(rules) == {*EVERYTHING, *on_demand} - {"all"}
+    on_gpu = {"synthesize", "collect", "sensitivity", "finetune", "evaluate_teacher", "evaluate"}
     for name, body in rules.items():
         assert wanted - set(re.findall(r"^    (\w+):", body, re.MULTILINE)) == set(), name
         resources = re.search(r"^    resources:\n((?: {8}.+\n)+)", body, re.MULTILINE)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synq.config.needs import SETTINGS, needs, unmet
+from synq.config.needs import SETTINGS, needs, refused_widths, unmet
 from synq.config.plan import plan
 from synq.reporting.inspection import CHECKS
 
@@ -38,6 +38,53 @@ def of(*methods):
 )
 def test_a_method_needs_what_its_settings_do(method, wanted):
     assert of(method) == [f"{method}:{setting}" for setting in wanted]
+
+
+def with_calibration(**settings):
+    methods = {**CONFIG["methods"], "zeroq": {"images": "unlabelled", "calibration": settings}}
+    config = {**CONFIG, "methods": methods, "grid": {**CONFIG["grid"], "methods": ["zeroq"]}}
+    words = needs(plan(config), "digits-resnet20")
+    return [word for word in words if "calibration" in word]
+
+
+INSPECTED = {
+    "names": ["stem", "blocks.0.conv", "blocks.0.relu/relu/0", "output"],
+    "bytes": {"2": 1000},
+    "quantized_parameters": 800,
+}
+
+
+def test_a_pattern_that_no_name_of_the_network_matches_is_told():
+    words = with_calibration(keep_bits={"*.conv": 8, "a=b": 2, "stm": "float"})
+    assert words == [f"zeroq:calibration.keep_bits={p}" for p in ("*.conv=8", "a=b=2", "stm=float")]
+    lines = unmet(refused_widths(INSPECTED, words), words)
+    text = "but no layer and no activation of the network has such a name"
+    assert lines == [
+        f"method zeroq has calibration.keep_bits: a=b=2, {text}; synq inspect lists the names",
+        f"method zeroq has calibration.keep_bits: stm=float, {text}; did you mean stem?",
+    ]
+    both = [*words, "squant:calibration.keep_bits=stm=float"]
+    (_, line) = unmet(refused_widths(INSPECTED, both), both)
+    assert line.startswith("methods zeroq, squant have calibration.keep_bits: stm=float")
+
+
+@pytest.mark.parametrize(
+    ("budget", "widths", "smallest"),
+    [
+        ("1000 B", [2, 8], None),
+        ("999 B", [2, 8], "1.0"),
+        ("1.1 kB", [4, 8], "1.2"),
+        ("1.2 kB", [8, 4], None),
+    ],
+)
+def test_a_budget_under_the_smallest_size_is_told_with_that(budget, widths, smallest):
+    words = with_calibration(budget=budget, widths=widths)
+    found = unmet(refused_widths(INSPECTED, words), words)
+    wanted = [
+        f"method zeroq has calibration.budget: {budget} with widths from {min(widths)}, but the "
+        f"smallest size is {smallest} kB; raise it"
+    ]
+    assert found == (wanted if smallest else [])
 
 
 def test_the_needs_of_all_methods_of_the_grid_are_told():

@@ -11,10 +11,11 @@ import pytest
 from synq.config import fingerprint
 
 STAGES = {
-    *("fetch", "inspect", "synthesize", "collect", "finetune"),
+    *("fetch", "inspect", "synthesize", "collect", "finetune", "sensitivity"),
     *("evaluate_teacher", "evaluate", "export", "tables"),
 }
 STUDENTS = {"finetune", "evaluate", "export"}
+QUANTIZED = {*STUDENTS, "sensitivity"}
 NETWORKS = STAGES - {"tables", "train"}
 
 # An edit of this module, and the stages that it runs again.
@@ -24,14 +25,16 @@ EDITS = {
     "finetuning/objective.py": {"finetune"},
     "finetuning/training.py": {"finetune"},
     "data/lowpass.py": {"finetune"},
-    "quantization/calibration.py": {"finetune"},
-    "quantization/affine.py": {*STUDENTS, "inspect"},
-    "quantization/quantizers.py": {*STUDENTS, "inspect"},
-    "quantization/layers.py": {*STUDENTS, "inspect"},
-    "quantization/activations.py": {*STUDENTS, "inspect"},
-    "quantization/convert.py": {*STUDENTS, "inspect"},
-    "quantization/sites.py": {*STUDENTS, "inspect"},
-    "quantization/student.py": STUDENTS,
+    "quantization/calibration.py": {"finetune", "sensitivity"},
+    "quantization/sensitivity.py": {"finetune", "sensitivity"},
+    "quantization/mixed.py": {"finetune", "sensitivity"},
+    "quantization/affine.py": {*QUANTIZED, "inspect"},
+    "quantization/quantizers.py": {*QUANTIZED, "inspect"},
+    "quantization/layers.py": {*QUANTIZED, "inspect"},
+    "quantization/activations.py": {*QUANTIZED, "inspect"},
+    "quantization/convert.py": {*QUANTIZED, "inspect"},
+    "quantization/sites.py": {*QUANTIZED, "inspect"},
+    "quantization/student.py": QUANTIZED,
     "quantization/onnx.py": {"export"},
     "quantization/packed.py": {"export"},
     "data/names.py": {"collect", "evaluate_teacher", "evaluate", "export"},
@@ -49,8 +52,9 @@ EDITS = {
     "models/teacher.py": NETWORKS,
     # What changes no number.
     "reporting/inspection.py": {"inspect"},
-    "quantization/coverage.py": {"inspect"},
-    "quantization/trace.py": {"inspect"},
+    "quantization/coverage.py": {"inspect", "sensitivity"},
+    "quantization/trace.py": {"inspect", "sensitivity"},
+    "reporting/sensitivity.py": {"sensitivity"},
     "config/published.py": {"tables"},
     "config/published.csv": {"tables"},
     "config/finetune.py": set(),  # by value: test_recorded.py

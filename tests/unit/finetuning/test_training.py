@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from reference_values import Reference, student, teacher
+from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
@@ -309,6 +310,35 @@ def test_learned_scales_are_trained_at_their_own_rate_and_without_decay():
     network = learned()
     groups = optimizer_for(network, replace(ADAM, weight_decay=0.3)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+
+
+def test_rates_follow_the_bits_of_each_layer():
+    """Steps of 2 bits over those of the layer; of what is no weight, by the mean of the bits."""
+    settings = replace(ADAM, rates="grid", learning_rate=1.0, scale_learning_rate=10.0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3), nn.ReLU())
+    recipe = Recipe(2, 4, "learned", "learned", keep={"2": 4})
+    network = quantize(network, recipe)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    rates = {
+        names[parameter]: group["lr"]
+        for group in optimizer_for(network, settings).param_groups
+        for parameter in group["params"]
+    }
+    other = 3 / (2**3 - 1)  # 18 numbers of 2 bits and 18 of 4
+    assert rates == pytest.approx(
+        {
+            "0.weight": 1.0,
+            "0.weight_quantizer.log_scale": 10.0,
+            "2.weight": 3 / 15,
+            "2.weight_quantizer.log_scale": 2.0,
+            "0.bias": other,
+            "2.bias": other,
+            "1.quantizer.log_scale": 10 * other,
+            "3.quantizer.log_scale": 10 * other,
+        }
+    )
+    (weights, scales) = optimizer_for(learned(), settings).param_groups
+    assert scales["lr"] == pytest.approx(10 * weights["lr"])
 
 
 def test_a_cosine_ends_at_nothing():

@@ -119,6 +119,21 @@ def test_the_runtime_computes_the_student(make, bits):
     assert operators["Clip"] >= (quantizers if bits[1] < 8 else 0)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_linear_layers_of_few_bits_run_behind_activations_of_eight(bits):
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.ReLU()]
+    make = [
+        lambda: (nn.Sequential(*layers, nn.Linear(8, 5)), (3, 8, 8)),
+        transformer,
+    ]
+    for network, linear in zip(make, (2, 9), strict=True):
+        student, images = student_of(network, (bits, 8))
+        exported = onnx_ir.to_proto(to_onnx(student, tuple(images.shape[1:]), {}))
+        error = (run(exported, images) - student(images)).abs().median()
+        assert float(error) < 0.05 * float(student(images).std())
+        assert types(exported) == Counter([ONNX_TYPES[bits], *["UINT4"] * linear])
+
+
 def test_batchnorm_stays_and_two_bits_need_a_newer_opset():
     counts = {}
     for bits in (2, 4):

@@ -119,6 +119,21 @@ def test_the_sizes_are_those_of_the_student_and_the_teacher():
     assert found["8"] == 424 + 8 * 15 + 4 * (8 + 7) + 4 * 8 * 4 + 8 + 2 * 4
 
 
+def test_names_and_budgets_of_a_method_are_checked(inspected):
+    words = ["m:calibration.keep_bits=0=8", "m:calibration.keep_bits=2=float"]
+    code, lines, report = inspected(own(*normal()), SHAPE, 7, require=words)
+    assert (code, lines[-1]) == (0, "fits")
+    assert report["names"] == ["0", "5", "2"]
+    smallest = report["bytes"]["2"]
+    words = ["m:calibration.keep_bits=conv*=8", "m:calibration.budget=700 B with widths from 8"]
+    code, lines, _ = inspected(own(*normal()), SHAPE, 7, require=words)
+    assert code == 2
+    assert "method m has calibration.keep_bits: conv*=8, but no layer and no" in lines[-1]
+    size = f"{(smallest + 424 * 6 // 8) / 1000:.1f}"
+    line = f"calibration.budget: 700 B with widths from 8, but the smallest size is {size} kB"
+    assert line in lines[-1]
+
+
 def test_inspecting_changes_nothing():
     model = own(*normal())
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -57,6 +57,24 @@ def test_sizes_are_those_of_the_packed_files_where_there_are_any():
     assert "packed kB" not in readable(accuracy_table([metrics(0, 90.0)]))
 
 
+def test_other_bits_than_those_of_the_name_have_a_column():
+    plain = [metrics(seed, 90.0) for seed in (0, 1)]
+    assert not [name for name in readable(accuracy_table(plain)) if name.startswith("bits of")]
+    widths = [{"weights": [3.9, 2, 8], "activations": [4, 4, 4]}]
+    widths += [{"weights": [4.0, 3, 6], "activations": [4, 4, 4]}]
+    mixed = [metrics(seed, 90.0, method="mixed") | {"widths": widths[seed]} for seed in (0, 1)]
+    table = accuracy_table([*plain, *mixed])
+    assert readable(table)["bits of weights"].tolist() == ["4", "3.95 (2 to 8)"]
+    assert "bits of activations" not in readable(table)
+    assert table["weights_bits_average"].tolist() == pytest.approx([4, 3.95])
+    kept = metrics(0, 90.0, "w3a3") | {"widths": {"weights": [3, 3, 3], "activations": [9, 3, 32]}}
+    shown = readable(accuracy_table([kept]))
+    assert shown["bits of activations"].tolist() == ["9.00 (3 to 32)"]
+    # A uniform width that is not the name's is shown, too.
+    other = metrics(0, 90.0, "w3a3") | {"widths": {"weights": [8, 8, 8], "activations": [3, 3, 3]}}
+    assert readable(accuracy_table([other]))["bits of weights"].tolist() == ["8"]
+
+
 def test_rows_keep_the_order_of_the_grid_and_one_seed_has_no_deviation():
     table = accuracy_table([metrics(0, 90.0), metrics(0, 80.0, bits="w3a3")])
     assert table["bits"].tolist() == ["w4a4", "w3a3"]

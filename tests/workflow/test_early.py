@@ -1,0 +1,112 @@
+"""What is wrong with the command line, the config and the user's files: told before any job."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import ENVIRONMENT, PATIENCE, ROOT
+
+OWN = """
+results: r
+grid: {models: [own], bits: [w4a4], methods: [synq-plus, few-shot], seeds: [0]}
+models:
+  own:
+    {source: python, factory: "own_nets:build", weights: nets/w.pth, classes: 2, channels: 1,
+     image_size: 8, mean: [0.5], std: [0.2], test: {dataset: folder, path: data/val},
+     real: {dataset: arrays, path: few.npz},
+     sha256: "0000000000000000000000000000000000000000000000000000000000000000"}
+"""
+DIGITS = """
+results: r
+grid: {methods: [zeroq], bits: [w4a4], seeds: [0]}
+models: {digits-resnet20: {test: {dataset: folder, path: data/val}}}
+"""
+TEACHER = "r/models/digits-resnet20/teacher.safetensors"
+
+
+def ran(folder, *words, overlay=None, code=0):
+    """What snakemake prints in a folder that is not the clone; its lines of config errors."""
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "1"]
+    if overlay is not None:
+        (folder / "overlay.yaml").write_text(overlay, "utf-8")
+        command += ["--configfile", "overlay.yaml", "--"]
+    done = subprocess.run(
+        [*command, *words],
+        cwd=folder,
+        env={**ENVIRONMENT, "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout
+    prefix = "config error: "
+    lines = [line for line in done.stdout.splitlines() if line.startswith(prefix)]
+    return done.stdout, [line.removeprefix(prefix) for line in lines]
+
+
+def test_files_that_are_not_there_are_all_told_before_the_first_job(tmp_path):
+    text, lines = ran(tmp_path, overlay=OWN, code=2)
+    assert sorted(lines) == [
+        "models.own.factory is own_nets:build, and own_nets is neither installed nor in "
+        f"{tmp_path}",
+        "models.own.real.path is few.npz, and there is no such file",
+        "models.own.test.path is data/val, and there is no such folder",
+        "models.own.weights is nets/w.pth, and there is no such file",
+    ]
+    assert "Error in rule" not in text
+    assert not [path for path in Path(tmp_path, "r").rglob("*") if path.is_file()]
+
+
+def test_a_job_that_does_not_read_them_runs_and_a_plan_is_shown(tmp_path):
+    ran(tmp_path, TEACHER, overlay=DIGITS)
+    assert (tmp_path / TEACHER).is_file()
+    metrics = "r/models/digits-resnet20/metrics.json"
+    _, lines = ran(tmp_path, metrics, overlay=DIGITS, code=2)
+    assert lines == ["models.digits-resnet20.test.path is data/val, and there is no such folder"]
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "-n", "--cores"]
+    done = subprocess.run(
+        [*command, "1", "--configfile", "overlay.yaml"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0
+
+
+def test_a_name_that_the_network_has_not_stops_before_any_image(tmp_path):
+    overlay = f"{DIGITS}methods: {{zeroq: {{calibration: {{keep_bits: {{outpt: 8}}}}}}}}\n"
+    synthetic = "r/synthetic/digits-resnet20/unlabelled/seed0/classes-0000-0009.h5"
+    text, _ = ran(tmp_path, synthetic, overlay=overlay, code=1)
+    assert "has calibration.keep_bits: outpt=8, but no layer and no activation" in text
+    assert "did you mean output?" in text
+    assert text.count("Error in rule inspect") == 1
+    assert not (tmp_path / synthetic).exists()
+
+
+def test_a_fetch_that_the_user_must_mend_is_tried_once(tmp_path):
+    wrong = DIGITS.replace("{test:", "{sha256: '" + 64 * "0" + "', test:")
+    text, _ = ran(tmp_path, TEACHER, overlay=wrong, code=1)
+    assert text.count("Error in rule fetch") == 1
+    assert "Trying to restart" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--configfile", "a.yaml", "--configfile", "b.yaml"], "--configfile is given twice"),
+        (["--configfile", "a.yaml", "result.json"], "a result is read as a config file; write --"),
+    ],
+)
+def test_a_command_line_that_is_misread_is_told(tmp_path, words, line):
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text("results: r\n", "utf-8")
+    (tmp_path / "result.json").write_text('{"kind": "metrics", "checksum": "0"}', "utf-8")
+    _, lines = ran(tmp_path, "-n", *words, code=2)
+    assert len(lines) == 1
+    assert line in lines[0]
