@@ -119,10 +119,9 @@ COMMANDS = {
         {
             **_TEACHER,
             "require": _word(
-                "settings of methods that it must fit, too (default: none)",
+                "settings of methods that it must fit (default: that images can be synthesized)",
                 required=False,
                 nargs="*",
-                default=[],
                 metavar="METHOD:SETTING=VALUE",
             ),
             "recipe": _word(

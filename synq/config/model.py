@@ -109,6 +109,8 @@ MODEL_SETTINGS: Mapping[str, Mapping[str, bool]] = {
     "pytorchcv": {**_ZOO, **_INPUT},
     "torchvision": {**_ZOO, **_INPUT, "image_size": False, "mean": False, "std": False},
     "python": {"factory": True, **_WEIGHTS, **_INPUT},
+    # No choice of a config: a program holds the network (``synq.quantize``).
+    "memory": _INPUT,
 }
 
 

@@ -9,7 +9,8 @@ from synq.errors import ConfigError, nearest
 SETTINGS = (
     *("finetune.cam", "finetune.feature_weight", "finetune.block_weight"),
     "calibration.range_source",
-    *("synthesis.deep_weight", "synthesis.prior=batchnorm", "synthesis.prior=patches"),
+    "synthesis.deep_weight",
+    *("synthesis.prior=auto", "synthesis.prior=batchnorm", "synthesis.prior=patches"),
 )
 
 
@@ -35,9 +36,7 @@ def needs(plan: Plan, model: str) -> list[str]:
         image_set = plan.methods[method].images
         if plan.image_sets[image_set].stage == "synthesis":
             images = plan.image_settings(model, image_set)
-            # Of a prior that is not named above every network has what it reads.
-            named = f"synthesis.prior={images.prior}" in SETTINGS
-            wanted["synthesis.prior"] = images.prior if named else ""
+            wanted["synthesis.prior"] = images.prior
             wanted["synthesis.deep_weight"] = images.deep_weight or ""
         found += [f"{method}:{setting}={value}" for setting, value in wanted.items() if value]
     return found

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy
@@ -43,6 +43,58 @@ def write_shard(
             stored = json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
             file.attrs[key] = stored
         file.attrs["checksum"] = checksum((name, file[name]) for name in ARRAYS)
+
+
+class ImageSource(Protocol):
+    """Images that are read when they are asked for: a ``ShardSet``, or an ``ImageSet`` in memory.
+
+    ``labels`` are ``[N]``; ``images`` gives those of some positions, ``[n, C, H, W]``, normalised,
+    float32 on the CPU.
+    """
+
+    labels: Tensor
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Tensor, /) -> Tensor: ...
+
+
+class ImageSet:
+    """Images in memory, and what a teacher thinks of them.
+
+    ``pixels`` are ``[N, C, H, W]``, normalised as the network takes them, and kept as a shard keeps
+    them: in float16, so that students come out the same. ``labels`` are ``[N]``, and so is
+    ``confidence``, the teacher's probability of the label, where it is known.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, confidence: Tensor | None = None) -> None:
+        """ArtifactError where there is no image, not one label an image, or a number is none."""
+        if pixels.dim() != 4 or not pixels.numel():
+            raise ArtifactError(f"the images are {list(pixels.shape)}, not [N, C, H, W]")
+        if labels.shape != pixels.shape[:1] or labels.is_floating_point():
+            raise ArtifactError(
+                f"{len(pixels)} images need as many whole numbers as labels, not {labels.dtype} "
+                f"{list(labels.shape)}"
+            )
+        self.pixels = pixels.detach().cpu().half().contiguous()
+        if not self.pixels.isfinite().all():
+            raise ArtifactError("the images have a value that is not finite in float16")
+        self.labels = labels.detach().cpu().long()
+        self.confidence = None if confidence is None else confidence.detach().cpu()
+        _, channels, height, width = pixels.shape
+        self.image_shape = (channels, height, width)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        return f"<{len(self)} images of {shape}, {len(self.labels.unique())} classes>"
+
+    def images(self, indices: Tensor) -> Tensor:
+        """The images of these positions, ``[len(indices), C, H, W]``, float32 on the CPU."""
+        return self.pixels[indices].float()
 
 
 class Place(NamedTuple):

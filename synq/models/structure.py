@@ -22,8 +22,9 @@ def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     }
     if not layers:
         raise ModelError(
-            "the model has no BatchNorm layer with running statistics to synthesize images from "
-            "(a transformer does without, by synthesis.prior: patches)"
+            "the model has no BatchNorm layer with running statistics to synthesize images from; "
+            "a few real images do in their place (method few-shot), and for a transformer "
+            "synthesis.prior: patches"
         )
     return layers
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
@@ -14,9 +15,9 @@ from synq.finetuning.batches import Images
 from synq.finetuning.resume import Work
 from synq.finetuning.training import Progress, finetune, terminations
 from synq.io.artifacts import write_checkpoint
-from synq.io.shards import ShardSet
+from synq.io.shards import ImageSource, ShardSet
 from synq.io.students import write_students
-from synq.models.teacher import read_teacher
+from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import packed_bytes
 from synq.quantization.student import recipe_from, student_of
@@ -74,9 +75,7 @@ def finetune_student(
     record["images"] = len(shard_set)
     record["shard_checksums"] = shard_set.checksums
     with joined(settings.processes, target) as team:
-        images = Images(shard_set, settings, target)
-        if not len(images.train):
-            raise ConfigError("finetune.holdout leaves no image to train on; lower it")
+        images = training_images(shard_set, settings, target)
         student = student_of(network, recipe).to(target)
         work = Work(output, record)
         state, text = work.resume(student)
@@ -86,15 +85,7 @@ def finetune_student(
         if state is None:
             if team.leads:
                 work.clear()
-            generator = generator_for(seed, "calibration")
-            if calibration.range_source == "generator":
-                training = GeneratorTraining(
-                    network.model, network.classes, network.image_shape, calibration, generator
-                )
-                batches = training.batches()
-            else:
-                batches = _range_batches(images, calibration, settings, generator)
-            calibrate(student, batches, calibration, network.model)
+            calibrate_student(network, student, images, calibration, settings, seed)
             state = Progress()
         team.follow(student)
         with terminations() as stopped:
@@ -110,6 +101,34 @@ def finetune_student(
     if team.leads:
         _finish(work, state, settings, packed_bytes(student), output, snapshots)
     return 0
+
+
+def training_images(shards: ImageSource, settings: Finetune, device: torch.device) -> Images:
+    """The images as the training sees them; ConfigError where all of them are held out."""
+    images = Images(shards, settings, device)
+    if not len(images.train):
+        raise ConfigError("finetune.holdout leaves no image to train on; lower it")
+    return images
+
+
+def calibrate_student(
+    network: Teacher,
+    student: nn.Module,
+    images: Images,
+    calibration: Calibration,
+    settings: Finetune,
+    seed: int,
+) -> None:
+    """Set the grids of a student, in place, by the images that ``range_source`` names."""
+    generator = generator_for(seed, "calibration")
+    if calibration.range_source == "generator":
+        training = GeneratorTraining(
+            network.model, network.classes, network.image_shape, calibration, generator
+        )
+        batches = training.batches()
+    else:
+        batches = _range_batches(images, calibration, settings, generator)
+    calibrate(student, batches, calibration, network.model)
 
 
 def _range_batches(
