@@ -17,6 +17,8 @@ from synq.io.shards import ImageSet
 from synq.models.judgement import Synthesized
 from synq.models.outputs import count_classes
 from synq.models.teacher import Teacher, held_teacher
+from synq.stages.collect import drawn, real_images
+from synq.stages.synthesize import synthesized
 
 BYTES = 2  # of a pixel, in float16
 
@@ -70,15 +72,10 @@ def image_set_of(
 ) -> ImageSet:
     """The images of some classes, group by group, as the workflow's shards hold them."""
     _check_memory(network, shards, settings.images_per_class)
-    # Imported here: who synthesizes needs no library that reads images.
     if isinstance(settings, RealImages):
-        from synq.stages.collect import drawn, real_images
-
         images = real_images(network, settings)
         made = [drawn(network, images, classes, seed, settings) for classes in shards]
     else:
-        from synq.stages.synthesize import synthesized
-
         made = [synthesized(network, classes, seed, settings) for classes in shards]
     whole = Synthesized(*(torch.cat(tensors) for tensors in zip(*made, strict=True)))
     return ImageSet(*whole)

@@ -15,6 +15,7 @@ from synq.api.result import Inspection, Measured, Result
 from synq.api.settings import Run, image_settings, run_settings
 from synq.config.images import RealImages
 from synq.config.model import Model
+from synq.data.datasets import Images
 from synq.errors import ArtifactError, ConfigError, DataError, ModelError
 from synq.finetuning.training import Progress, finetune
 from synq.io.artifacts import read_checkpoint
@@ -27,6 +28,8 @@ from synq.reporting.accuracy import confusion, doubt, top1
 from synq.reporting.inspection import inspect_model
 from synq.runtime.process import prepared, versions
 from synq.runtime.progress import showing
+from synq.stages.evaluate import held_out_images
+from synq.stages.evaluate_teacher import predictions, test_images
 from synq.stages.finetune import calibrate_student, select, training_images
 
 Settings = Mapping[str, Any] | None
@@ -86,19 +89,24 @@ def quantize(
         "export": export,
         "test": named,
     }
-    run = run_settings(settings, bits, method, seed, changes, tested=batches is not None)
+    if images is not None and (synthesis or real):
+        raise ConfigError("images are given, and settings of how to make them too; leave one out")
+    given = None if images is None else int(images.labels.unique(return_counts=True)[1].min())
+    tested = batches is not None
+    run = run_settings(settings, bits, method, seed, changes, tested=tested, given=given)
     with prepared(device, threads) as target, showing(progress):
         network = teacher_of(model, settings, name, target)
         found = _fitting(model, settings, network.name, run, given=images is not None)
         if images is not None:
             _check_images(network, images)
+        tests = _test_images(network, run) if batches is None else None
         seconds: dict[str, float] = {}
         with _timed(seconds, "images"):
             own = images or image_set_of(network, run.shards, seed, run.images)
         with _timed(seconds, "training"):
             trained = _trained(network, own, run, bits, seed)
         with _timed(seconds, "evaluation"):
-            measured = _measured(network, trained, own, run, batches)
+            measured = _measured(network, trained, own, run, tests, batches)
     record = {
         "teacher_sha256": network.sha256,
         "model": network.name,
@@ -282,35 +290,35 @@ def _test(test: Test) -> tuple[Iterable[tuple[Tensor, Tensor]] | None, Settings]
     return test, None
 
 
+def _test_images(network: Teacher, run: Run) -> Images | None:
+    """The test images that the settings name; None where they name none."""
+    return test_images(network, run.test) if run.test.dataset != "none" else None
+
+
 def _measured(
     network: Teacher,
     trained: _Trained,
     shards: ImageSet,
     run: Run,
+    tests: Images | None,
     batches: Iterable[tuple[Tensor, Tensor]] | None,
 ) -> Measured:
-    # Imported here: who synthesizes alone needs no library that reads images.
-    from synq.stages.evaluate import held_out_images
-    from synq.stages.evaluate_teacher import predictions, test_images
-
     calibrated = copy.deepcopy(trained.student)
     calibrated.load_state_dict(trained.calibrated)
     models = [network.model, calibrated, trained.student]
+    real = batches is not None or tests is not None
     if batches is not None:
         counts = confusion(models, _checked(batches, network), network.classes)
     else:
-        images = (
-            test_images(network, run.test)
-            if run.test.dataset != "none"
-            else held_out_images(network, shards, run.finetune.holdout, run.evaluation)
-        )
-        counts = predictions(models, network, images, run.evaluation)
-    real = batches is not None or run.test.dataset != "none"
-    if not int(counts[0].sum()):
-        raise DataError("test holds no images")
+        settings = run.evaluation
+        seen = tests or held_out_images(network, shards, run.finetune.holdout, settings)
+        counts = predictions(models, network, seen, settings)
+    count = int(counts[0].sum())
+    if not count:
+        raise DataError("test gives no images")
     return Measured(
         real=real,
-        images=int(counts[0].sum()),
+        images=count,
         teacher=top1(counts[0]),
         calibrated=top1(counts[1]),
         student=top1(counts[2]),

@@ -61,18 +61,28 @@ class Run:
 
 
 def run_settings(
-    model: Model, bits: str, method: str, seed: int, changes: Changes, *, tested: bool = False
+    model: Model,
+    bits: str,
+    method: str,
+    seed: int,
+    changes: Changes,
+    *,
+    tested: bool = False,
+    given: int | None = None,
 ) -> Run:
     """The settings of a method for a network, checked as the workflow checks them.
 
     ``changes`` are sections of settings by their names, which win over the method's own and the
-    image set's. ``tested`` says that there are test images which no setting names.
+    image set's. ``tested`` says that there are test images which no setting names, and ``given``
+    that so many images of each class are there already.
     """
     config = copy.deepcopy(_config())
     own = {stage: _section(stage, values or {}) for stage, values in changes.items()}
     chosen = _entry(config, "methods", "method", method)
     image_set = chosen["images"]
     where = _entry(config, "image_sets", "image_set", image_set)
+    if given is not None:
+        where = config["image_sets"][image_set] = {"images_per_class": given}
     for stage, values in own.items():
         if stage in METHOD_STAGES:
             chosen[stage] = {**chosen.get(stage, {}), **values}

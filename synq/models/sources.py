@@ -125,6 +125,12 @@ def torchvision_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def from_python(factory: str, classes: int, channels: int, image_size: int) -> nn.Module:
     """What a function of the user's own returns, given as ``package.module:function``."""
+    model = call_factory(factory)
+    return checked(lambda: model, factory, classes, channels, image_size)
+
+
+def call_factory(factory: str) -> nn.Module:
+    """The network that ``package.module:function`` returns; ModelError where it is none."""
     module, _, name = factory.partition(":")
     # As `python -m` does and the installed command does not: the folder of the job comes first.
     if os.getcwd() not in sys.path:
@@ -152,7 +158,7 @@ def from_python(factory: str, classes: int, channels: int, image_size: int) -> n
         raise ModelError(
             f"factory {factory} returns a {type(model).__name__}, not a torch.nn.Module"
         )
-    return checked(lambda: model, factory, classes, channels, image_size)
+    return model
 
 
 def _close(name: str, owner: Any) -> str:
