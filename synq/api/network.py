@@ -1,6 +1,7 @@
 """The caller's network as a teacher, and its images."""
 
 import copy
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -33,9 +34,10 @@ def description(
     """The network's input as settings; ``classes`` are counted where they are not given."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    settings = described(image_shape, 2 if classes is None else classes, mean, std)
     if classes is None:
-        classes = _counted(model, image_shape)
-    return described(image_shape, classes, mean, std)
+        return dataclasses.replace(settings, classes=_counted(model, image_shape))
+    return settings
 
 
 def _counted(model: nn.Module, image_shape: Sequence[int]) -> int:
