@@ -91,7 +91,7 @@ class Result:
             f"images: {record['images']:,} ({record['image_set']}), epoch {record['epoch']} of "
             f"{record['last']}",
             f"{what} on {measured.images:,} {on} images: {numbers}",
-            f"size: {packed / 1000:,.1f} kB packed, {full / 1000:,.1f} kB in full precision",
+            f"size: ~{packed / 1000:,.1f} kB packed, {full / 1000:,.1f} kB in full precision",
         ]
         if measured.warning:
             lines.append(f"warning: {measured.warning.replace('the teacher', 'the network')}")

@@ -4,6 +4,7 @@ The format is documented in ``results/README.md``.
 """
 
 import bisect
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,10 @@ from synq.io.hdf5 import array, checksum, opened, refusing, written
 
 # Name -> type and number of dimensions, in the order that the checksum takes them.
 ARRAYS = {"images": ("<f2", 4), "labels": ("<i8", 1), "confidence": ("<f4", 1)}
+
+
+# Of a set in memory a notebook shows so many images of so many classes, at this many pixels a side.
+SHOWN, SIDE = (4, 10), 48
 
 
 REMEDY = "delete it and run the synthesis again"
@@ -95,6 +100,27 @@ class ImageSet:
     def images(self, indices: Tensor) -> Tensor:
         """The images of these positions, ``[len(indices), C, H, W]``, float32 on the CPU."""
         return self.pixels[indices].float()
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: some images, a column per class, in their own contrast."""
+        # Imported here: nobody else who reads images needs it.
+        from PIL import Image
+
+        columns = []
+        for label in self.labels.unique()[: SHOWN[1]]:
+            own = self.images((self.labels == label).nonzero().squeeze(1)[: SHOWN[0]])
+            lo, hi = own.amin((1, 2, 3), keepdim=True), own.amax((1, 2, 3), keepdim=True)
+            shown = (255 * (own - lo) / (hi - lo).clamp_min(1e-6)).to(torch.uint8)
+            columns.append(torch.cat([*shown], 1))
+        lowest = min(column.shape[1] for column in columns)
+        whole = torch.cat([column[:, :lowest] for column in columns], 2).permute(1, 2, 0).numpy()
+        image = Image.fromarray(whole[..., 0] if whole.shape[2] != 3 else whole)
+        scale = max(1, SIDE // self.image_shape[1])
+        file = io.BytesIO()
+        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(
+            file, "png"
+        )
+        return file.getvalue()
 
 
 class Place(NamedTuple):

@@ -1,12 +1,16 @@
 """``synq.quantize`` and its like: what they give, what they leave alone, and what they refuse."""
 
 import copy
+import io
 import sys
+from importlib import resources
 
 import onnx
 import pytest
 import torch
+from embedded import ROOT
 from own_network import FEW, INPUT, Own
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -73,6 +77,15 @@ def test_images_that_were_made_before_give_the_same_student(network, result):
     again = synq.quantize(network, **INPUT, **few, images=images)
     assert states_equal(again.student.state_dict(), result.student.state_dict())
     assert again.record["image_set"] == "given"
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 16), (2, 50, 50)])
+def test_a_notebook_shows_some_images_of_each_class(shape):
+    images = synq.ImageSet(torch.randn(30, *shape), torch.arange(30) % 3)
+    picture = Image.open(io.BytesIO(images._repr_png_()))
+    side = shape[1] * max(1, 48 // shape[1])
+    assert picture.size == (3 * side, 4 * side)
+    assert len({*picture.convert("L").tobytes()}) > 100
 
 
 def test_own_images_need_no_batchnorm():
@@ -273,6 +286,8 @@ def test_an_interruption_ends_it_and_leaves_nothing(network, monkeypatch):
 def test_methods_and_image_sets_are_those_of_the_config():
     assert "synq-plus" in synq.methods()
     assert "natural" in synq.image_sets()
+    packaged = resources.files("synq.config").joinpath("config.yaml").read_text("utf-8")
+    assert packaged == (ROOT / "config.yaml").read_text("utf-8")
     assert {"quantize", "UserError"} <= {*dir(synq)}
     assert issubclass(ModelError, synq.UserError)
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):

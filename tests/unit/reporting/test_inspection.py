@@ -144,7 +144,9 @@ def test_a_network_without_batchnorm_fits_what_synthesizes_no_image(inspected):
     require = ["synq:synthesis.prior=auto"]
     code, lines, _ = inspected(model, (3, 224, 224), 10, require=require)
     assert code == 2
-    assert lines[-1].startswith("does not fit: method synq has synthesis.prior: auto, but the model")
+    assert lines[-1].startswith(
+        "does not fit: method synq has synthesis.prior: auto, but the model"
+    )
     assert "method few-shot" in lines[-1]
 
 
