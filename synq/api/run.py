@@ -92,8 +92,8 @@ def quantize(
     if images is not None and (synthesis or real):
         raise ConfigError("images are given, and settings of how to make them too; leave one out")
     given = None if images is None else int(images.labels.unique(return_counts=True)[1].min())
-    tested = batches is not None
-    run = run_settings(settings, bits, method, seed, changes, tested=tested, given=given)
+    held = () if batches is None else ("test",)
+    run = run_settings(settings, bits, method, seed, changes, held=held, given=given)
     with prepared(device, threads) as target, showing(progress):
         network = teacher_of(model, settings, name, target)
         found = _fitting(model, settings, network.name, run, given=images is not None)
@@ -183,9 +183,9 @@ def inspect(
     With a ``method`` whether that fits it, too.
     """
     settings = description(model, image_shape, classes)
-    required = (
-        None if not method else run_settings(settings, "w4a4", method, 0, {}, tested=True).needs
-    )
+    required = None
+    if method:
+        required = run_settings(settings, "w4a4", method, 0, {}, held=("test", "real")).needs
     network = teacher_of(model, settings, name, torch.device("cpu"))
     found = inspect_model(network.model, network.image_shape, required)
     return Inspection(network, found)

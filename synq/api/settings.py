@@ -3,7 +3,7 @@
 import copy
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -67,14 +67,14 @@ def run_settings(
     seed: int,
     changes: Changes,
     *,
-    tested: bool = False,
+    held: Collection[str] = (),
     given: int | None = None,
 ) -> Run:
     """The settings of a method for a network, checked as the workflow checks them.
 
     ``changes`` are sections of settings by their names, which win over the method's own and the
-    image set's. ``tested`` says that there are test images which no setting names, and ``given``
-    that so many images of each class are there already.
+    image set's. ``held`` names what is there without settings (``test``, ``real``), and ``given``
+    is how many images of each class there are already.
     """
     config = copy.deepcopy(_config())
     own = {stage: _section(stage, values or {}) for stage, values in changes.items()}
@@ -90,7 +90,7 @@ def run_settings(
             where.update(values)
         else:
             config[stage] = {**(config.get(stage) or {}), **values}
-    whole = _plan(config, model, bits, method, seed, tested=tested)
+    whole = _plan(config, model, bits, method, seed, held)
     settings = whole.settings("finetune", NETWORK, method=method)
     if settings.processes > 1:
         raise ConfigError(
@@ -120,7 +120,7 @@ def image_settings(
     where.update(_section(stage, changes.get(stage) or {}))
     # Any method does: of the image set alone is asked.
     method = next(iter(config["methods"]))
-    whole = _plan(config, model, "w4a4", method, 0, tested=True)
+    whole = _plan(config, model, "w4a4", method, 0, ("test", "real"))
     names = whole.shards(NETWORK, image_set)
     return whole.image_settings(NETWORK, image_set), [shard_classes(name) for name in names]
 
@@ -177,7 +177,12 @@ def _entry(config: dict[str, Any], section: str, what: str, name: str) -> dict[s
 
 
 def _plan(
-    config: dict[str, Any], model: Model, bits: str, method: str, seed: int, *, tested: bool
+    config: dict[str, Any],
+    model: Model,
+    bits: str,
+    method: str,
+    seed: int,
+    held: Collection[str],
 ) -> Plan:
     grid = {"models": [NETWORK], "bits": [bits], "methods": [method], "seeds": [seed]}
-    return plan({**config, "models": {NETWORK: model}, "grid": grid}, tested=tested)
+    return plan({**config, "models": {NETWORK: model}, "grid": grid}, held=held)
