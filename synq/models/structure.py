@@ -59,7 +59,8 @@ def plain(model: nn.Module) -> nn.Module:
 
 def _computes_linear(module: nn.Linear) -> bool:
     # What has more than a weight and a bias may use it at another time.
-    if vars(module).keys() != vars(nn.Linear(1, 1)).keys():
+    own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    if own != {*vars(nn.Linear(1, 1)), "weight", "bias"}:
         return False
     generator = torch.Generator().manual_seed(0)
     tokens = torch.rand(2, module.in_features, generator=generator).to(module.weight)
