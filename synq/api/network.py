@@ -28,8 +28,8 @@ def description(
     model: Any,
     image_shape: Sequence[int],
     classes: int | None,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Model:
     """The network's input as settings; ``classes`` are counted where they are not given."""
     if not isinstance(model, nn.Module):

@@ -140,8 +140,8 @@ def synthesize(
     model: nn.Module,
     *,
     image_shape: Sequence[int],
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     image_set: str = "natural",
     seed: int = 0,
     of_classes: Sequence[int] | None = None,
@@ -160,7 +160,7 @@ def synthesize(
     """
     settings = description(model, image_shape, classes, mean, std)
     made, shards = image_settings(settings, image_set, {"synthesis": synthesis, "real": real})
-    if isinstance(made, RealImages) and not (mean and std):
+    if isinstance(made, RealImages) and (mean is None or std is None):
         raise ConfigError(f"image_set is {image_set!r}, of real images; give their mean and std")
     with prepared(device, threads) as target, showing(progress):
         network = teacher_of(model, settings, name, target)

@@ -15,6 +15,7 @@ from synq.config.evaluation import Evaluation
 from synq.config.export import Export
 from synq.config.fields import check, convert, mapping, settings_of
 from synq.config.finetune import Finetune
+from synq.config.grid import parse_bits
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.needs import needs
@@ -76,6 +77,9 @@ def run_settings(
     image set's. ``held`` names what is there without settings (``test``, ``real``), and ``given``
     is how many images of each class there are already.
     """
+    parse_bits(bits)
+    if type(seed) is not int or seed < 0:
+        raise ConfigError(f"seed is {seed!r}; write a whole number from 0 on")
     config = copy.deepcopy(_config())
     own = {stage: _section(stage, values or {}) for stage, values in changes.items()}
     chosen = _entry(config, "methods", "method", method)
@@ -90,6 +94,11 @@ def run_settings(
             where.update(values)
         else:
             config[stage] = {**(config.get(stage) or {}), **values}
+    if where.get("source") == "real" and "dataset" not in where and "real" not in held:
+        raise ConfigError(
+            f"method {method} trains on real images, and none are named; give "
+            "real: {dataset: folder, path: ...}, or the images themselves"
+        )
     whole = _plan(config, model, bits, method, seed, held)
     settings = whole.settings("finetune", NETWORK, method=method)
     if settings.processes > 1:
@@ -128,20 +137,23 @@ def image_settings(
 def described(
     image_shape: Sequence[int],
     classes: int,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
+    mean: Any = None,
+    std: Any = None,
 ) -> Model:
-    """A network's input as settings, checked as those of a config."""
+    """A network's input as settings, checked as those of a config; images as they are for None."""
     channels, size = input_size(image_shape)
-    given = {"classes": classes, "channels": channels, "image_size": size}
+    given = {
+        "classes": classes,
+        "channels": channels,
+        "image_size": size,
+        "mean": (0.0,) * channels if mean is None else mean,
+        "std": (1.0,) * channels if std is None else std,
+    }
     known = settings_of(Model)
     values = {
+        # Arrays and tensors are lists of numbers, too.
         name: check(value.tolist() if hasattr(value, "tolist") else value, *known[name], where=name)
-        for name, value in {
-            **given,
-            "mean": mean or (0.0,) * channels,
-            "std": std or (1.0,) * channels,
-        }.items()
+        for name, value in given.items()
     }
     return Model(source="memory", **values)
 

@@ -35,6 +35,12 @@ def test_the_notebook_is_the_page_with_outputs(maker):
     assert not [cell for cell in code(NOTEBOOK.cells)[1:] if not cell.outputs]
 
 
+def test_every_link_of_the_page_leads_to_a_file():
+    links = re.findall(r"\]\(([^)#:]+)\)", (DOCS / "python.md").read_text("utf-8"))
+    assert links
+    assert not [link for link in links if not (DOCS / link).exists()]
+
+
 def test_the_cells_run_and_put_out_what_the_notebook_has(maker, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = maker.cells()

@@ -5,6 +5,7 @@ import io
 import sys
 from importlib import resources
 
+import numpy
 import onnx
 import pytest
 import torch
@@ -205,9 +206,10 @@ def test_the_classes_are_counted_in_the_logits(network):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"bits": "w1a4"}, "bits"),
+        ({"bits": "w1a4"}, "bits is 'w1a4'; weights of 1 bits are not among 2 to 8"),
         ({"method": "synq-pluss"}, "method is 'synq-pluss'; did you mean synq-plus?"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -1}, "seed is -1; write a whole number from 0 on"),
+        ({"mean": ()}, "mean is missing"),
         ({"image_shape": (224, 224)}, "image_shape is (224, 224); write (channels, height, width)"),
         ({"image_shape": (3, 8, 16)}, "image_shape is (3, 8, 16)"),
         ({"mean": [0.5]}, "mean has 1 values, but the images have 3 channels"),
@@ -219,7 +221,7 @@ def test_the_classes_are_counted_in_the_logits(network):
         ({"synthesis": {"iterations": 0}}, "synthesis.iterations is 0"),
         ({"synthesis": {"images_per_class": 2}}, "holds no image of network out"),
         ({"synthesis": {"images_per_class": 10**9}}, "over half of this machine's memory"),
-        ({"method": "few-shot"}, "real: {dataset: folder"),
+        ({"method": "few-shot"}, "method few-shot trains on real images, and none are named"),
         ({"device": "cuda:99"}, "device is 'cuda:99'"),
         ({"test": "no/such/folder"}, "no/such/folder is not a folder"),
         ({"test": {"dataset": "digitz"}}, "test.dataset is 'digitz'; did you mean digits?"),
@@ -244,6 +246,28 @@ def test_the_classes_are_counted_in_the_logits(network):
 def test_what_the_caller_can_mend_is_one_line(network, changes, text):
     few = {**INPUT, **FEW, "finetune": {"epochs": 0, "holdout": 0.25}, **changes}
     assert text in refusal(synq.quantize, network, **few)
+
+
+def test_real_images_come_by_settings_and_need_mean_and_std(network, tmp_path):
+    pixels = numpy.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), "uint8")
+    numpy.savez(tmp_path / "real.npz", images=pixels, labels=numpy.arange(30) % 3)
+    real = {"dataset": "arrays", "path": str(tmp_path / "real.npz"), "images_per_class": 6}
+    few = {"device": "cpu", "threads": 1, "progress": False, "real": real}
+    images = synq.synthesize(network, **INPUT, **few, image_set="few-shot")
+    made = (images.images(torch.arange(18)) * 0.25 + 0.5) * 255
+    shown = {tuple(image.round().int().flatten().tolist()) for image in made.permute(0, 2, 3, 1)}
+    assert shown <= {tuple(image.flatten().tolist()) for image in pixels}
+    training = FEW["finetune"]
+    found = synq.quantize(network, **INPUT, **few, method="few-shot", finetune=training)
+    assert torch.equal(found.images.pixels, images.pixels)
+    text = refusal(synq.synthesize, network, image_shape=(3, 8, 8), **few, image_set="few-shot")
+    assert "give their mean and std" in text
+
+
+def test_mean_and_std_may_be_tensors_or_arrays(network, result):
+    given = {"mean": torch.tensor([0.5] * 3), "std": numpy.array([0.25] * 3)}
+    again = synq.quantize(network, **{**INPUT, **given}, **FEW)
+    assert again.record["input"] == result.record["input"]
 
 
 def test_what_is_no_network_is_refused():
