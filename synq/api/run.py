@@ -1,5 +1,6 @@
 """``quantize``, ``synthesize``, ``inspect`` and ``load``: a run in memory."""
 
+import contextlib
 import copy
 import dataclasses
 import time
@@ -224,17 +225,12 @@ class _Trained:
     history: Sequence[dict[str, float]]
 
 
-class _timed:  # noqa: N801
-    """Writes the seconds of a block into a mapping."""
-
-    def __init__(self, seconds: dict[str, float], key: str) -> None:
-        self.seconds, self.key, self.start = seconds, key, 0.0
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.key] = time.perf_counter() - self.start
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], key: str) -> Iterator[None]:
+    """Write the seconds of a block into a mapping."""
+    start = time.perf_counter()
+    yield
+    seconds[key] = time.perf_counter() - start
 
 
 def _fitting(
