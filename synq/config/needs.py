@@ -36,7 +36,9 @@ def needs(plan: Plan, model: str) -> list[str]:
         image_set = plan.methods[method].images
         if plan.image_sets[image_set].stage == "synthesis":
             images = plan.image_settings(model, image_set)
-            wanted["synthesis.prior"] = images.prior
+            # Of a prior that is not named above every network has what it reads.
+            named = f"synthesis.prior={images.prior}" in SETTINGS
+            wanted["synthesis.prior"] = images.prior if named else ""
             wanted["synthesis.deep_weight"] = images.deep_weight or ""
         found += [f"{method}:{setting}={value}" for setting, value in wanted.items() if value]
     return found
