@@ -75,8 +75,8 @@ BENCHMARKS = f"{RESULTS}/{layout.BENCHMARKS}"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
 # Sources of models, and the stage that makes an image set of each kind.
-ZOOS = [source for source, read in MODEL_SETTINGS.items() if "sha256" not in read]
-FILES = [source for source in MODEL_SETTINGS if source not in ZOOS]
+ZOOS = [source for source, read in MODEL_SETTINGS.items() if "mirror" in read]
+FILES = [source for source, read in MODEL_SETTINGS.items() if read.get("sha256")]
 IMAGE_STAGES = {"synthesis": "synthesize", "real": "collect"}
 RUN = layout.RUN
 SHARD = f"{layout.IMAGES}/{{shard}}"

@@ -32,13 +32,17 @@ from synq.errors import ConfigError, UserError
 
 @dataclass(frozen=True)
 class Command:
-    """A stage as a command: its function, its own arguments, and the settings it takes."""
+    """A stage as a command: its function, its own arguments, and the settings it takes.
+
+    ``folder`` of the package is where the function's module is.
+    """
 
     function: str
     text: str
     arguments: Mapping[str, dict[str, Any]]
     settings: Mapping[str, type] = field(default_factory=dict)
     computes: bool = True
+    folder: str = "stages"
 
 
 def _path(text: str, **more: Any) -> dict[str, Any]:
@@ -89,6 +93,53 @@ _TABLE = {"output": _path("the table to write; gets the three suffixes")}
 _NAME = {"name": _word("name of the model, for the record", metavar="NAME")}
 
 COMMANDS = {
+    "quantize": Command(
+        "command.quantize_factory",
+        "quantize a network that a function returns, in one go and without a config",
+        {
+            "factory": _word(
+                "the function, which returns the network with or without weights",
+                metavar="PACKAGE.MODULE:FUNCTION",
+            ),
+            "weights": _path("a state dict to load (default: none)", required=False),
+            "image_size": _word("height and width of the input, in px", int, metavar="N"),
+            "channels": _word(
+                "channels of the input (default: 3)", int, required=False, default=3, metavar="N"
+            ),
+            "mean": _word("mean of each channel, of images in [0, 1]", float, nargs="+"),
+            "std": _word("standard deviation of each channel", float, nargs="+"),
+            "classes": _word(
+                "classes (default: as many as the network has logits)",
+                int,
+                required=False,
+                metavar="N",
+            ),
+            "bits": _RUN["bits"],
+            "method": _word(
+                "a method of config.yaml (default: synq-plus)",
+                required=False,
+                default="synq-plus",
+                metavar="NAME",
+            ),
+            "seed": _word(
+                "seed of all randomness (default: 0)", int, required=False, default=0, metavar="N"
+            ),
+            "test": _path(
+                "test images, one directory per class (default: agreement is measured)",
+                required=False,
+                metavar="DIR",
+            ),
+            "set": _word(
+                "settings to change, by their names in config.yaml (default: none)",
+                required=False,
+                nargs="*",
+                default=[],
+                metavar="SECTION.NAME=VALUE",
+            ),
+            "output": _path("the folder to write into", metavar="DIR"),
+        },
+        folder="api",
+    ),
     "fetch": Command(
         "fetch.fetch",
         "bring pretrained weights from a path or URL, verified, as a teacher",
@@ -119,10 +170,9 @@ COMMANDS = {
         {
             **_TEACHER,
             "require": _word(
-                "settings of methods that it must fit, too (default: none)",
+                "settings of methods that it must fit (default: that images can be synthesized)",
                 required=False,
                 nargs="*",
-                default=[],
                 metavar="METHOD:SETTING=VALUE",
             ),
             "recipe": _word(
@@ -340,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("threads is negative; write 0 or more")
         module, _, function = command.function.rpartition(".")
         run: Callable[..., int | None] = getattr(
-            importlib.import_module(f"synq.stages.{module}"), function
+            importlib.import_module(f"synq.{command.folder}.{module}"), function
         )
         code = run(**values) or 0
     except UserError as error:

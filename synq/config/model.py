@@ -15,16 +15,16 @@ FACTORY = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 class Model:
     """Where a classifier comes from and what its input looks like.
 
-    What a zoo knows need not be given. What torchvision alone knows stays empty until its weights
-    are fetched: the input's size, mean and standard deviation.
+    What a zoo knows need not be given. What torchvision or timm alone know stays empty until the
+    weights are fetched: the input's size, mean and standard deviation.
     """
 
     source: str = setting(
-        text="file: weights from a path or URL; pytorchcv, torchvision: from their zoos; python: "
-        "built by your own function, weights from a file",
-        choices=("file", "pytorchcv", "torchvision", "python"),
+        text="file: weights from a path or URL; pytorchcv, torchvision, timm: from their zoos; "
+        "python: built by your own function, weights from a file",
+        choices=("file", "pytorchcv", "torchvision", "timm", "python"),
     )
-    architecture: str = setting("", "name of a pytorchcv or torchvision model, e.g. resnet18")
+    architecture: str = setting("", "name of a pytorchcv, torchvision or timm model, e.g. resnet18")
     factory: str = setting(
         "", "package.module:function, which returns the network without weights (source: python)"
     )
@@ -41,7 +41,11 @@ class Model:
         "(source: file, python); name of the zoo's file or entry, e.g. IMAGENET1K_V1, where it is "
         "not the newest one",
     )
-    sha256: str = setting("", "SHA-256 of that file, 64 hexadecimal digits (source: file, python)")
+    sha256: str = setting(
+        "",
+        "SHA-256 of that file, 64 hexadecimal digits (source: file, python; timm, where it knows "
+        "none)",
+    )
     store: str = setting("~/.cache/synq", "folder that keeps the files of the zoos")
     mirror: str = setting(
         "", "http(s) URL to use in place of the zoo's https://github.com/osmr/imgclsmob or host"
@@ -87,7 +91,7 @@ class Model:
         found = {}
         if self.source == "pytorchcv":
             found = zoo.known(self.architecture, self.weights)
-        elif self.source == "torchvision":
+        elif self.source in ("torchvision", "timm"):
             found = {"classes": zoo.IMAGENET["classes"]}
         for name, value in found.items():
             if self._lacks(name):
@@ -96,6 +100,10 @@ class Model:
 
 # What the sources read besides their channels and the store, and whether they need it.
 _INPUT = {"classes": True, "image_size": True, "mean": True, "std": True}
+
+
+# Where the package has to be asked, when the weights are fetched.
+_LATER = {**_INPUT, "image_size": False, "mean": False, "std": False}
 
 
 _WEIGHTS = {"weights": True, "sha256": True}
@@ -107,8 +115,11 @@ _ZOO = {"architecture": True, "weights": False, "mirror": False}
 MODEL_SETTINGS: Mapping[str, Mapping[str, bool]] = {
     "file": {"architecture": True, **_WEIGHTS, **_INPUT},
     "pytorchcv": {**_ZOO, **_INPUT},
-    "torchvision": {**_ZOO, **_INPUT, "image_size": False, "mean": False, "std": False},
+    "torchvision": {**_ZOO, **_LATER},
+    "timm": {**_ZOO, "sha256": False, **_LATER},
     "python": {"factory": True, **_WEIGHTS, **_INPUT},
+    # No choice of a config: a program holds the network (``synq.quantize``).
+    "memory": _INPUT,
 }
 
 

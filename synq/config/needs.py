@@ -11,7 +11,8 @@ from synq.errors import ConfigError, nearest
 SETTINGS = (
     *("finetune.cam", "finetune.feature_weight", "finetune.block_weight"),
     "calibration.range_source",
-    *("synthesis.deep_weight", "synthesis.prior=batchnorm", "synthesis.prior=patches"),
+    "synthesis.deep_weight",
+    *("synthesis.prior=auto", "synthesis.prior=batchnorm", "synthesis.prior=patches"),
 )
 # Those that depend on the names and the size of what is quantized.
 WIDTHS = ("calibration.keep_bits", "calibration.budget")

@@ -6,7 +6,7 @@ of the config, the model's own section of that stage, the image set's or the met
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,8 +141,12 @@ def shard_classes(name: str) -> list[int]:
     return list(range(bounds[0], bounds[-1] + 1))
 
 
-def plan(config: Mapping[str, Any]) -> Plan:
-    """Check a whole config; raises ConfigError with the first thing that is wrong."""
+def plan(config: Mapping[str, Any], *, held: Collection[str] = ()) -> Plan:
+    """Check a whole config; raises ConfigError with the first thing that is wrong.
+
+    A program may have a ``Model`` itself among ``models``, and hold images that no setting names:
+    ``held`` names their sections, ``test`` or ``real``.
+    """
     mapping(config, "config")
     for key in config:
         if key not in SECTIONS:
@@ -169,7 +173,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
     _check_ablation(ablation, grid, methods)
     results = _results(config.get("results", "results"))
     whole = Plan(results, grid, models, image_sets, methods, ablation, sections, model_sections)
-    _check_layers(whole)
+    _check_layers(whole, held)
     return whole
 
 
@@ -209,7 +213,7 @@ def _check_ablation(ablation: Ablation, grid: Grid, methods: Mapping[str, Method
             raise ConfigError(f"ablation names {name!r}, which is not among grid.methods; add it")
 
 
-def _check_layers(whole: Plan) -> None:
+def _check_layers(whole: Plan, held: Collection[str]) -> None:
     """Layers that are each right can still be wrong together."""
     for model in whole.models:
         for stage in MODEL_STAGES:
@@ -222,19 +226,20 @@ def _check_layers(whole: Plan) -> None:
     for model in whole.grid.models:
         for method in whole.grid.methods:
             image_set = whole.methods[method].images
-            if getattr(whole.image_settings(model, image_set), "dataset", "") == "none":
+            dataset = getattr(whole.image_settings(model, image_set), "dataset", "")
+            if dataset == "none" and "real" not in held:
                 raise ConfigError(
                     f"method {method} trains on real images, but models.{model}.real names none; "
                     "write real: {dataset: folder, path: ...} there"
                 )
-            _check_held_out(whole, model, method)
+            _check_held_out(whole, model, method, tested="test" in held)
 
 
-def _check_held_out(whole: Plan, model: str, method: str) -> None:
+def _check_held_out(whole: Plan, model: str, method: str, *, tested: bool) -> None:
     """Where held-out images decide or are measured on, there is one of each class at least."""
     settings = whole.settings("finetune", model, method=method)
     selected = settings.epochs > 0 and settings.select == "held_out"
-    measured = whole.settings("test", model).dataset == "none"
+    measured = whole.settings("test", model).dataset == "none" and not tested
     image_set = whole.methods[method].images
     count = whole.image_settings(model, image_set).images_per_class
     if not (selected or measured) or int(count * settings.holdout) >= 1:
@@ -271,12 +276,16 @@ def _name(name: str, where: str) -> str:
 def _models(
     config: Any, store: Any
 ) -> tuple[dict[str, Model], dict[str, dict[str, Mapping[str, Any]]]]:
-    models, sections = {}, {}
+    models: dict[str, Model] = {}
+    sections: dict[str, dict[str, Mapping[str, Any]]] = {}
     if store is not None and not (isinstance(store, str) and store):
         raise ConfigError(f"store is {store!r}; write the path of a folder")
     everywhere = {} if store is None else {"store": store}
     for name, values in mapping(config, "models").items():
         where = f"models.{_name(name, 'models')}"
+        if isinstance(values, Model):
+            models[name], sections[name] = values, {}
+            continue
         mapping(values, where)
         own = {key: value for key, value in values.items() if key not in STAGES}
         sections[name] = {

@@ -9,14 +9,14 @@ from torch import Tensor
 from synq.config.finetune import Finetune
 from synq.data.augment import cropped, jittered, random_crops, random_jitter
 from synq.data.lowpass import blur_transfer, lowpass
-from synq.io.shards import ShardSet, split
+from synq.io.shards import ImageSource, split
 from synq.runtime.team import ALONE, Team
 
 
 class Images:
     """A shard set's images for training (``train``) and for selection (``held_out``)."""
 
-    def __init__(self, shards: ShardSet, settings: Finetune, device: torch.device) -> None:
+    def __init__(self, shards: ImageSource, settings: Finetune, device: torch.device) -> None:
         self.shards, self.settings, self.device = shards, settings, device
         self.train, self.held_out = split(shards.labels, settings.holdout)
         self.shape = shards.image_shape

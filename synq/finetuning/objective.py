@@ -59,7 +59,8 @@ class Objective:
         if ROUNDED in read:
             # Activations that are functions have a name in a network with quantizers alone.
             self.teacher = opened(teacher, image_shape)
-            self.rounded = [*activation_quantizers(self.teacher)]
+            # A part of the teacher's: some may be kept in full precision.
+            self.rounded = [*activation_quantizers(student)]
         self._stack = contextlib.ExitStack()
         self._of_teacher: Features = {}
         self._of_student: Features = {}

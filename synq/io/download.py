@@ -79,7 +79,9 @@ def stored(file: File, store: Path) -> Path:
 
 def _bring_into(path: Path, file: File) -> None:
     """Download to a name of its own, where the next one goes on after a break, and take it."""
-    part = path.with_name(f".{file.url.rpartition('/')[2]}.part")
+    # By the file's own name: a zoo may call all of its files the same.
+    zipped = ".zip" * file.url.endswith(".zip")
+    part = path.with_name(f".{file.name}{zipped}.part")
     try:
         _download(file.url, part)
         try:

@@ -4,11 +4,12 @@ The format is documented in ``results/README.md``.
 """
 
 import bisect
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy
@@ -20,6 +21,10 @@ from synq.io.hdf5 import array, checksum, opened, refusing, written
 
 # Name -> type and number of dimensions, in the order that the checksum takes them.
 ARRAYS = {"images": ("<f2", 4), "labels": ("<i8", 1), "confidence": ("<f4", 1)}
+
+
+# Of a set in memory a notebook shows so many images of so many classes, at this many pixels a side.
+SHOWN, SIDE = (4, 10), 48
 
 
 REMEDY = "delete it and run the synthesis again"
@@ -43,6 +48,79 @@ def write_shard(
             stored = json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
             file.attrs[key] = stored
         file.attrs["checksum"] = checksum((name, file[name]) for name in ARRAYS)
+
+
+class ImageSource(Protocol):
+    """Images that are read when they are asked for: a ``ShardSet``, or an ``ImageSet`` in memory.
+
+    ``labels`` are ``[N]``; ``images`` gives those of some positions, ``[n, C, H, W]``, normalised,
+    float32 on the CPU.
+    """
+
+    labels: Tensor
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Tensor, /) -> Tensor: ...
+
+
+class ImageSet:
+    """Images in memory, and what a teacher thinks of them.
+
+    ``pixels`` are ``[N, C, H, W]``, normalised as the network takes them, and kept as a shard keeps
+    them: in float16, so that students come out the same. ``labels`` are ``[N]``, and so is
+    ``confidence``, the teacher's probability of the label, where it is known.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, confidence: Tensor | None = None) -> None:
+        """ArtifactError where there is no image, not one label an image, or a number is none."""
+        if pixels.dim() != 4 or not pixels.numel():
+            raise ArtifactError(f"the images are {list(pixels.shape)}, not [N, C, H, W]")
+        if labels.shape != pixels.shape[:1] or labels.is_floating_point():
+            raise ArtifactError(
+                f"{len(pixels)} images need as many whole numbers as labels, not {labels.dtype} "
+                f"{list(labels.shape)}"
+            )
+        self.pixels = pixels.detach().cpu().half().contiguous()
+        if not self.pixels.isfinite().all():
+            raise ArtifactError("the images have a value that is not finite in float16")
+        self.labels = labels.detach().cpu().long()
+        self.confidence = None if confidence is None else confidence.detach().cpu()
+        _, channels, height, width = pixels.shape
+        self.image_shape = (channels, height, width)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        return f"<{len(self)} images of {shape}, {len(self.labels.unique())} classes>"
+
+    def images(self, indices: Tensor) -> Tensor:
+        """The images of these positions, ``[len(indices), C, H, W]``, float32 on the CPU."""
+        return self.pixels[indices].float()
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: some images, a column per class, in their own contrast."""
+        # Imported here: nobody else who reads images needs it.
+        from PIL import Image
+
+        columns = []
+        for label in self.labels.unique()[: SHOWN[1]]:
+            own = self.images((self.labels == label).nonzero().squeeze(1)[: SHOWN[0]])
+            lo, hi = own.amin((1, 2, 3), keepdim=True), own.amax((1, 2, 3), keepdim=True)
+            shown = (255 * (own - lo) / (hi - lo).clamp_min(1e-6)).to(torch.uint8)
+            columns.append(torch.cat([*shown], 1))
+        lowest = min(column.shape[1] for column in columns)
+        whole = torch.cat([column[:, :lowest] for column in columns], 2).permute(1, 2, 0).numpy()
+        image = Image.fromarray(whole[..., 0] if whole.shape[2] != 3 else whole)
+        scale = max(1, SIDE // self.image_shape[1])
+        file = io.BytesIO()
+        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(
+            file, "png"
+        )
+        return file.getvalue()
 
 
 class Place(NamedTuple):

@@ -63,6 +63,18 @@ def settle(model: nn.Module, images: Tensor, classes: int, name: str) -> Any:
     return output
 
 
+def count_classes(output: Any, images: int) -> int:
+    """How many classes the logits in a network's output have; 0 where it holds no ``[N, K]``.
+
+    Of several outputs the logits are the entry of that name, or the first of two axes.
+    """
+    if isinstance(output, Tensor):
+        return output.shape[1] if output.dim() == 2 and len(output) == images else 0
+    entries = sorted(_entries(output), key=lambda entry: entry[0] != "logits")
+    counts = [count_classes(value, images) for _, value in entries if isinstance(value, Tensor)]
+    return next(filter(None, counts), 0)
+
+
 def told(model: nn.Module) -> list[str]:
     """What was done to the model's output, in words; empty where it gave logits itself."""
     hooks = [hook for hook in model._forward_hooks.values() if isinstance(hook, Choice)]

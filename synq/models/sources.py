@@ -1,4 +1,4 @@
-"""Networks of every source: pytorchcv's, torchvision's, and those of the user's own function."""
+"""Networks of every source: pytorchcv's, torchvision's, timm's, and the user's own function's."""
 
 import dataclasses
 import importlib
@@ -17,6 +17,7 @@ from synq.config.model import Model
 from synq.config.pytorchcv_table import File
 from synq.errors import ConfigError, ModelError, nearest, reason
 from synq.models.build import build, checked
+from synq.models.timm_zoo import from_timm, timm_file, timm_keys
 
 # The names of torchvision's files end in the beginning of their SHA-256.
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+")
@@ -49,6 +50,8 @@ def construct(
     """A network without its weights, ``[N, channels, size, size]`` to ``[N, classes]``."""
     if source == "torchvision":
         return from_torchvision(architecture, classes, channels, image_size)
+    if source == "timm":
+        return from_timm(architecture, classes, channels, image_size)
     if source == "python":
         return from_python(factory, classes, channels, image_size)
     return build(architecture, classes, channels, image_size)
@@ -68,12 +71,16 @@ def zoo_file(settings: Model) -> tuple[File, Model]:
             mean=settings.mean or found.mean,
             std=settings.std or found.std,
         )
+    if settings.source == "timm":
+        return timm_file(settings)
     raise ConfigError(f"source is {settings.source}, which is no zoo; use fetch")
 
 
-def own_keys(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def own_keys(settings: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of a source under the names that the source's networks have."""
-    return torchvision_keys(tensors) if source == "torchvision" else dict(tensors)
+    if settings.source == "timm":
+        return timm_keys(settings.architecture, tensors, settings.classes)
+    return torchvision_keys(tensors) if settings.source == "torchvision" else dict(tensors)
 
 
 def from_torchvision(architecture: str, classes: int, channels: int, image_size: int) -> nn.Module:
@@ -125,6 +132,12 @@ def torchvision_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def from_python(factory: str, classes: int, channels: int, image_size: int) -> nn.Module:
     """What a function of the user's own returns, given as ``package.module:function``."""
+    model = call_factory(factory)
+    return checked(lambda: model, factory, classes, channels, image_size)
+
+
+def call_factory(factory: str) -> nn.Module:
+    """The network that ``package.module:function`` returns; ModelError where it is none."""
     module, _, name = factory.partition(":")
     # As `python -m` does and the installed command does not: the folder of the job comes first.
     if os.getcwd() not in sys.path:
@@ -152,7 +165,7 @@ def from_python(factory: str, classes: int, channels: int, image_size: int) -> n
         raise ModelError(
             f"factory {factory} returns a {type(model).__name__}, not a torch.nn.Module"
         )
-    return checked(lambda: model, factory, classes, channels, image_size)
+    return model
 
 
 def _close(name: str, owner: Any) -> str:

@@ -1,6 +1,8 @@
 """What layers a network has: BatchNorm and attention."""
 
+import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from synq.errors import ModelError
@@ -22,8 +24,9 @@ def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     }
     if not layers:
         raise ModelError(
-            "the model has no BatchNorm layer with running statistics to synthesize images from "
-            "(a transformer does without, by synthesis.prior: patches)"
+            "the model has no BatchNorm layer with running statistics to synthesize images from; "
+            "a few real images do in their place (method few-shot), and for a transformer "
+            "synthesis.prior: patches"
         )
     return layers
 
@@ -38,3 +41,32 @@ def is_attention(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) or any(
         isinstance(layer, nn.Linear) for layer in fused
     )
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model with layers of a subclass that computes what ``nn.Linear`` does (timm's own) as
+    such ones, in place: by their type alone they would stay in full precision.
+    """
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Linear)
+            and type(module) not in LINEAR
+            and _computes_linear(module)
+        ):
+            module.__class__ = nn.Linear
+    return model
+
+
+def _computes_linear(module: nn.Linear) -> bool:
+    # What has more than a weight and a bias may use it at another time.
+    own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    if own != {*vars(nn.Linear(1, 1)), "weight", "bias"}:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.rand(2, module.in_features, generator=generator).to(module.weight)
+    with torch.no_grad():
+        try:
+            found = module(tokens)
+        except Exception:  # a network's own code raises whatever it likes
+            return False
+        return torch.equal(found, functional.linear(tokens, module.weight, module.bias))

@@ -1,5 +1,6 @@
 """Teachers and students on disk: a checkpoint and everything that is needed to build it again."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -15,9 +16,9 @@ from synq.config.images import RealImages
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
 from synq.errors import ArtifactError, ConfigError
-from synq.io.artifacts import file_sha256, read_checkpoint, write_checkpoint
-from synq.models.build import frozen
-from synq.models.layout import LAYOUTS, arranged
+from synq.io.artifacts import checksum, file_sha256, read_checkpoint, write_checkpoint
+from synq.models.build import checked, frozen
+from synq.models.layout import LAYOUTS, arranged, layout_of
 from synq.models.sources import construct
 from synq.models.weights import load_weights
 from synq.runtime.process import versions
@@ -99,6 +100,27 @@ def read_teacher(path: Path, device: torch.device) -> Teacher:
         )
     except KeyError as error:
         raise ArtifactError(f"{path} lacks {error} in its record; make it again") from None
+
+
+def held_teacher(model: nn.Module, settings: Model, name: str, device: torch.device) -> Teacher:
+    """A copy of a network as the teacher that a file of it would be read as.
+
+    ``sha256`` is of its state and not of a file. Raises ModelError where it is no such classifier.
+    """
+    shape = (settings.channels, settings.image_size, settings.image_size)
+    network = checked(
+        lambda: copy.deepcopy(model).cpu(), name, settings.classes, shape[0], shape[1]
+    )
+    state = {key: value.detach().contiguous() for key, value in network.state_dict().items()}
+    return Teacher(
+        arranged(frozen(network), layout_of(network, shape)).to(device),
+        checksum({}, state),
+        name,
+        settings.classes,
+        shape,
+        list(settings.mean),
+        list(settings.std),
+    )
 
 
 def _check_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

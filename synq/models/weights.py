@@ -15,6 +15,10 @@ from synq.errors import ModelError, reason
 PREFIXES = ("module.", "model.", "module.model.", "model.module.")
 
 
+# What a checkpoint of a training calls its network's part.
+NESTED = ("state_dict", "model")
+
+
 COUNTER = "num_batches_tracked"
 
 
@@ -84,8 +88,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as a state dict ({first}); write one by "
             "torch.save(network.state_dict(), ...)"
         ) from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for key in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ModelError(f"{path} holds no state dict (a mapping of names to tensors)")
     return content

@@ -51,6 +51,25 @@ class Grid(NamedTuple):
         return (codes - self.zero_point).div_(self.inverse)
 
 
+class LearnedGrid(Grid):
+    """A grid whose scale is trained: values are divided by it, as its forward does.
+
+    A product with the inverse would round some of those halfway between two codes to the other one.
+    """
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        first = -self.half - self.zero_point
+        return first * self.scale, (first + 2**self.bits - 1) * self.scale
+
+    def codes(self, values: Tensor) -> Tensor:
+        places = (values / self.scale).add_(self.zero_point)
+        return places.round_().clamp_(-self.half, self.half - 1)
+
+    def values(self, codes: Tensor) -> Tensor:
+        return (codes - self.zero_point).mul_(self.scale)
+
+
 def grid_of_range(lo: Tensor, hi: Tensor, bits: int) -> Grid:
     """The grid of ``2**bits`` values over ``[lo, hi]``, of the shape of ``lo``."""
     inverse = (2**bits - 1) / (hi - lo).clamp_min(SMALLEST_RANGE)

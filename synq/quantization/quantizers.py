@@ -18,6 +18,7 @@ from synq.errors import ConfigError, nearest
 from synq.quantization.affine import (
     SMALLEST_RANGE,
     Grid,
+    LearnedGrid,
     channel_ranges,
     fake_quantize,
     grid_of_range,
@@ -112,7 +113,7 @@ class LearnedStep(Quantizer):
 
     def grid(self, values: Tensor) -> Grid:
         scale = self.log_scale.detach().exp()
-        return Grid(scale, self.zero_point, 1 / scale, self.bits)
+        return LearnedGrid(scale, self.zero_point, 1 / scale, self.bits)
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:
         # Held by codes: a zero point outside them, that the range of a constant channel has, would

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from synq.config.finetune import Finetune
 from synq.config.needs import refused_widths, unmet
 from synq.errors import ModelError
 from synq.models.features import cam_layer, feature_blocks, residual_units
+from synq.models.hooks import recorded
 from synq.models.outputs import told
 from synq.models.structure import batchnorms
 from synq.quantization.convert import packed_bytes, quantize, quantized_names
@@ -25,6 +27,18 @@ from synq.synthesis.patches import PatchReader, uses_patches
 WIDTHS = (32, 8, 4, 3, 2)
 
 
+def images_from(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """ModelError where neither BatchNorm nor attention says what the network's images look like."""
+    if uses_patches("auto", model):
+        PatchReader(model, image_shape)
+        return
+    image = next(model.parameters()).new_zeros(1, *image_shape)
+    with torch.no_grad(), recorded(batchnorms(model)) as seen:
+        model(image)
+    if not seen:
+        raise ModelError("no forward of the model passes one of its BatchNorm layers")
+
+
 # What fits the settings of ``config.needs``: each refuses the other networks, as the stage would.
 CHECKS: dict[str, Callable[[nn.Module, tuple[int, int, int]], Any]] = {
     "finetune.cam": cam_layer,
@@ -32,32 +46,26 @@ CHECKS: dict[str, Callable[[nn.Module, tuple[int, int, int]], Any]] = {
     "finetune.block_weight": residual_units,
     "calibration.range_source": lambda model, _: batchnorms(model),
     "synthesis.deep_weight": lambda model, _: batchnorms(model),
+    "synthesis.prior=auto": images_from,
     "synthesis.prior=batchnorm": lambda model, _: batchnorms(model),
     "synthesis.prior=patches": PatchReader,
 }
 
 
 def inspect_model(
-    model: nn.Module, image_shape: tuple[int, int, int], required: Sequence[str] = ()
+    model: nn.Module, image_shape: tuple[int, int, int], required: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """What ``synq inspect`` tells of a network, ready for JSON.
 
-    ``problems`` are the errors that the stages would end with, in their own words, those of
-    ``required`` settings too, and ``needs`` the settings without which fine-tuning by the defaults
-    would. The network fits where there is no problem.
+    ``problems`` are the errors that the stages would end with, in their own words: those of the
+    ``required`` settings, or where none are named those of images by ``prior: auto``. ``needs`` are
+    the settings without which fine-tuning by the defaults would end with one. The network fits
+    where there is no problem.
     """
     anatomy = examine(model, image_shape)
     layers = anatomy.of("layer")
-    synthesis: list[str] = []
     quantization: list[str] = []
     needs: list[str] = []
-    by_patches = uses_patches("auto", model)
-    if by_patches:
-        _attempt(synthesis, lambda: PatchReader(model, image_shape))
-    else:
-        _attempt(synthesis, lambda: batchnorms(model))
-    if not (synthesis or anatomy.batchnorms or by_patches):
-        synthesis.append("no forward of the model passes one of its BatchNorm layers")
     student = copy.deepcopy(model)
     _attempt(quantization, lambda: refuse(anatomy))
     _attempt(quantization, lambda: quantize(student, Recipe(WIDTHS[-1], WIDTHS[-1]), image_shape))
@@ -72,14 +80,16 @@ def inspect_model(
         needs.append("finetune.cam: off")
     if not blocks and Finetune().feature_weight > 0:
         needs.append("finetune.feature_weight: 0")
-    problems = [*synthesis, *quantization[:1]]
+    problems = quantization[:1]
+    if required is None:
+        problems = [*refusals["synthesis.prior=auto"], *problems]
     found = {
         **dataclasses.asdict(anatomy),
         "repeated_activations": anatomy.repeated_activations,
         "inputs": dict(Counter(layer.input for layer in layers if layer.calls)),
         "quantized_inputs": _quantized_inputs(layers),
         "output": told(model),
-        "prior": "patches" if by_patches else "batchnorm",
+        "prior": "patches" if uses_patches("auto", model) else "batchnorm",
         "cam_layer": layer,
         "feature_blocks": blocks,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -94,7 +104,7 @@ def inspect_model(
         "names": quantized_names(student),
     }
     # A network that has no BatchNorm layer is told so once.
-    if not problems:
+    if required is not None and not problems:
         problems = unmet({**refused, **refused_widths(found, required)}, required)
     return {
         **found,

@@ -1,9 +1,10 @@
 """Where and how a stage runs: device, threads, randomness, progress, versions."""
 
+import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import h5py
 import numpy
@@ -46,6 +47,19 @@ def prepare(device: str, threads: int) -> torch.device:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     return resolve_device(device)
+
+
+@contextlib.contextmanager
+def prepared(device: str, threads: int) -> Iterator[torch.device]:
+    """The same within a block: the process is somebody else's, and gets its own state back."""
+    cudnn = torch.backends.cudnn
+    before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic
+    try:
+        yield prepare(device, threads)
+    finally:
+        if threads:
+            torch.set_num_threads(before[0])
+        cudnn.benchmark, cudnn.deterministic = before[1:]
 
 
 def generator_for(*key: int | str) -> torch.Generator:

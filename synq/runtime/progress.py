@@ -1,11 +1,25 @@
 """Progress as a bar on a terminal, as lines in a log."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm import tqdm
+
+_SHOWN = ContextVar("shown", default=True)
+
+
+@contextlib.contextmanager
+def showing(shown: bool) -> Iterator[None]:
+    """Within the block progress is shown, or not."""
+    token = _SHOWN.set(shown)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
 
 
 class _LogLines(tqdm):  # type: ignore[type-arg]
@@ -21,7 +35,7 @@ def progress(
 ) -> "tqdm[Any]":
     """``steps`` with a bar on a terminal, or a line every ten seconds in a log."""
     # All processes of a team do the same; one is enough to look at.
-    silent = os.environ.get("RANK", "0") != "0"
+    silent = os.environ.get("RANK", "0") != "0" or not _SHOWN.get()
     if silent or sys.stderr.isatty():
         return tqdm(steps, text, total, initial=done, disable=silent)
     line = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left {postfix}"

@@ -1,15 +1,16 @@
 """One shard of real images, in the format of the synthetic ones (few-shot fine-tuning)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from synq.config.images import RealImages
-from synq.data.datasets import normalise, read
+from synq.data.datasets import Images, normalise, read
 from synq.errors import ConfigError, DataError
 from synq.io.shards import write_shard
-from synq.models.judgement import judged
-from synq.models.teacher import check_classes, read_teacher, shard_record
+from synq.models.judgement import Synthesized, judged
+from synq.models.teacher import Teacher, check_classes, read_teacher, shard_record
 from synq.runtime.process import generator_for, prepare
 
 
@@ -24,11 +25,17 @@ def collect_shard(
     threads: int,
 ) -> None:
     """Draw ``images_per_class`` real images of each of ``classes`` by the seed and write them."""
-    if settings.dataset == "none":
-        raise ConfigError("dataset is none; real images need dataset: digits or folder")
     network = read_teacher(teacher, prepare(device, threads))
     check_classes(classes, network)
-    images = read(
+    result = drawn(network, real_images(network, settings), classes, seed, settings)
+    write_shard(output, *result, shard_record(network, classes, seed, settings))
+
+
+def real_images(network: Teacher, settings: RealImages) -> Images:
+    """All real images that ``settings`` name, checked against the network's input and classes."""
+    if settings.dataset == "none":
+        raise ConfigError("dataset is none; real images need dataset: digits or folder")
+    return read(
         settings.dataset,
         settings,
         "train",
@@ -36,6 +43,12 @@ def collect_shard(
         image_shape=network.image_shape,
         name=network.name,
     )
+
+
+def drawn(
+    network: Teacher, images: Images, classes: Sequence[int], seed: int, settings: RealImages
+) -> Synthesized:
+    """``images_per_class`` of each of ``classes``, drawn by the seed, as one shard has them."""
     chosen = []
     for number in classes:
         own = (images.labels == number).nonzero().squeeze(1)
@@ -49,5 +62,4 @@ def collect_shard(
         chosen.append(own[order[: settings.images_per_class]])
     indices = torch.cat(chosen)
     pixels = normalise(images.read(indices), network.mean, network.std)
-    result = judged(network.model, pixels, images.labels[indices])
-    write_shard(output, *result, shard_record(network, classes, seed, settings))
+    return judged(network.model, pixels, images.labels[indices])

@@ -14,7 +14,7 @@ from synq.config.images import TestSet
 from synq.data.datasets import Images
 from synq.errors import DataError
 from synq.io.artifacts import read_json, write_json
-from synq.io.shards import ShardSet, split
+from synq.io.shards import ImageSource, ShardSet, split
 from synq.io.students import Students
 from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.student import check_teacher, recipe_of, student_of
@@ -60,7 +60,7 @@ def evaluate_run(
     check_teacher(record, network, snapshots)
     if test.dataset == "none":
         shard_set = ShardSet([shard_folder / path for path in shards], network.sha256)
-        images = _held_out(network, shard_set, record["finetune"]["holdout"], settings)
+        images = held_out_images(network, shard_set, record["finetune"]["holdout"], settings)
     else:
         images = test_images(network, test)
     student = student_of(network, recipe_of(record, snapshots))
@@ -148,7 +148,9 @@ def disagreement(record: Mapping[str, Any], accuracies: Mapping[int, float]) -> 
         )
 
 
-def _held_out(network: Teacher, shards: ShardSet, holdout: float, settings: Evaluation) -> Images:
+def held_out_images(
+    network: Teacher, shards: ImageSource, holdout: float, settings: Evaluation
+) -> Images:
     """The held-out synthetic images, in [0, 1] for the most part, labelled as the teacher does."""
     _, held = split(shards.labels, holdout)
     if not len(held):

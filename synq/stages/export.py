@@ -1,8 +1,9 @@
 """A run's selected student to ship: packed, and as ONNX, compared with itself in the runtime."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import onnx
@@ -16,7 +17,7 @@ from synq.config.images import TestSet
 from synq.data.names import class_names
 from synq.errors import ConfigError, ModelError
 from synq.io.artifacts import atomic, file_sha256, write_checkpoint, write_json
-from synq.io.shards import ShardSet
+from synq.io.shards import ImageSource, ShardSet
 from synq.models.teacher import read_teacher
 from synq.quantization.onnx import batch_of, to_onnx
 from synq.quantization.packed import pack
@@ -58,8 +59,6 @@ def export_student(
         network.classes,
         network.image_shape,
     )
-    count = min(len(shard_set), settings.images)
-    rows = torch.linspace(0, len(shard_set) - 1, count, dtype=torch.float64).long()
     about = {
         **{key: made[key] for key in ("model", "bits", "method", "seed", "epoch")},
         "teacher_sha256": network.sha256,
@@ -79,43 +78,60 @@ def export_student(
         "resized_crop": test.resized_crop,
         "interpolation": test.interpolation,
     }
-    exported = to_onnx(model, network.image_shape, {**about, **shown})
-    with atomic(output) as temporary:
-        onnx_ir.save(exported, temporary)
-        onnx.checker.check_model(temporary)
-        batches = rows.split(batch_of(exported) or BATCH)
-        agreement, difference = _compared(temporary, model, shard_set, batches, threads)
-        print(f"ONNX Runtime and torch agree on {agreement:.2f} % of {count} images")
-        if agreement < settings.least_agreement:
-            raise ModelError(
-                f"{output.name} in ONNX Runtime agrees with the student on {agreement:.2f} % of "
-                f"{count} images; lower export.least_agreement ({settings.least_agreement}) if "
-                "that is enough, or set export.format: none"
-            )
+    found = write_onnx(output, model, {**about, **shown}, shard_set, settings, threads)
     write_checkpoint(packed, "packed", tensors, {**about, **own, **layout})
     write_json(
         record,
         "export",
         {
             **about,
-            "onnx_sha256": file_sha256(output),
-            "onnx_bytes": output.stat().st_size,
+            **found,
             "packed_sha256": file_sha256(packed),
             "packed_bytes": packed.stat().st_size,
-            "batch": batch_of(exported) or "any",
-            "opset": exported.opset_imports[""],
-            "images": count,
-            "agreement": agreement,
-            "largest_difference": difference,
             "versions": {**versions(), **{n: importlib.metadata.version(n) for n in PACKAGES}},
         },
     )
 
 
+def write_onnx(
+    path: Path,
+    student: nn.Module,
+    record: Mapping[str, Any],
+    images: ImageSource,
+    settings: Export,
+    threads: int,
+) -> dict[str, Any]:
+    """Write the ONNX file, with ``record`` as its metadata, and give what was found of it."""
+    exported = to_onnx(student, images.image_shape, record)
+    count = min(len(images), settings.images)
+    rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    with atomic(path) as temporary:
+        onnx_ir.save(exported, temporary)
+        onnx.checker.check_model(temporary)
+        batches = rows.split(batch_of(exported) or BATCH)
+        agreement, difference = _compared(temporary, student, images, batches, threads)
+        print(f"ONNX Runtime and torch agree on {agreement:.2f} % of {count} images")
+        if agreement < settings.least_agreement:
+            raise ModelError(
+                f"{path.name} in ONNX Runtime agrees with the student on {agreement:.2f} % of "
+                f"{count} images; lower export.least_agreement ({settings.least_agreement}) if "
+                "that is enough, or set export.format: none"
+            )
+    return {
+        "onnx_sha256": file_sha256(path),
+        "onnx_bytes": path.stat().st_size,
+        "batch": batch_of(exported) or "any",
+        "opset": exported.opset_imports[""],
+        "images": count,
+        "agreement": agreement,
+        "largest_difference": difference,
+    }
+
+
 def _compared(
     path: Path,
     model: nn.Module,
-    shards: ShardSet,
+    shards: ImageSource,
     batches: Sequence[torch.Tensor],
     threads: int,
 ) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from synq.config.model import Model
+from synq.config.model import MODEL_SETTINGS, Model
 from synq.errors import ConfigError
 from synq.io.download import bring, stored
 from synq.models.layout import layout_of
@@ -14,7 +14,7 @@ from synq.models.weights import load_weights, read_weights
 
 def fetch(*, name: str, settings: Model, download: Path, output: Path) -> None:
     """Bring the weights to ``download``, check their SHA-256, and write the teacher."""
-    if not settings.sha256:
+    if "mirror" in MODEL_SETTINGS[settings.source]:
         raise ConfigError(f"source is {settings.source}, which is a zoo; use fetch-zoo")
     sha256 = settings.sha256.lower()
     bring(settings.weights, download, sha256)
@@ -40,7 +40,7 @@ def _write(
         channels=settings.channels,
         image_size=settings.image_size,
     )
-    tensors = own_keys(settings.source, read_weights(weights))
+    tensors = own_keys(settings, read_weights(weights))
     note = load_weights(model, tensors, origin)
     if note:
         print(note)

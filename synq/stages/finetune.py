@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ from synq.finetuning.batches import Images
 from synq.finetuning.resume import Work, begun
 from synq.finetuning.training import Progress, finetune, terminations
 from synq.io.artifacts import write_checkpoint
-from synq.io.shards import ShardSet
+from synq.io.shards import ImageSource, ShardSet
 from synq.io.students import write_students
 from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import bits_in_use, packed_bytes, quantized_names
-from synq.quantization.mixed import Room, chosen_widths, room
+from synq.quantization.mixed import chosen_widths, room
 from synq.quantization.quantizers import Recipe
 from synq.quantization.sensitivity import Trial, losses_alone
 from synq.quantization.student import recipe_from, student_of
 from synq.runtime.process import generator_for, prepare, versions
-from synq.runtime.team import Team, joined
+from synq.runtime.team import ALONE, Team, joined
 from synq.synthesis.gdfq import GeneratorTraining
 
 TERMINATED = 128 + 15  # as shells say it of SIGTERM
@@ -82,17 +82,16 @@ def finetune_student(
     record["images"] = len(shard_set)
     record["shard_checksums"] = shard_set.checksums
     with joined(settings.processes, target) as team:
-        images = Images(shard_set, settings, target)
-        if not len(images.train):
-            raise ConfigError("finetune.holdout leaves no image to train on; lower it")
+        images = training_images(shard_set, settings, target)
         if calibration.mixed:
-            place, before = room(student, recipe, calibration), begun(output, record)
-            if before is None:
-                generator = generator_for(seed, "sensitivity")
-                batches = _batches(images, calibration.sensitivity_images, settings, generator)
-                recipe = _with_widths(network.model, recipe, calibration, place, batches, team)
-            else:
-                recipe = Recipe(**before)
+            before = begun(output, record)
+            recipe = (
+                Recipe(**before)
+                if before
+                else chosen_recipe(
+                    network, student, recipe, images, calibration, settings, seed, team
+                )
+            )
             record["recipe"] = recipe.record()
             student = student_of(network, recipe).to(target)
         work = Work(output, record)
@@ -103,9 +102,7 @@ def finetune_student(
         if state is None:
             if team.leads:
                 work.clear()
-            generator = generator_for(seed, "calibration")
-            batches = _range_batches(network, images, calibration, settings, generator)
-            calibrate(student, batches, calibration, network.model)
+            calibrate_student(network, student, images, calibration, settings, seed)
             state = Progress()
         team.follow(student)
         with terminations() as stopped:
@@ -124,20 +121,33 @@ def finetune_student(
     return 0
 
 
-def _range_batches(
+def training_images(shards: ImageSource, settings: Finetune, device: torch.device) -> Images:
+    """The images as the training sees them; ConfigError where all of them are held out."""
+    images = Images(shards, settings, device)
+    if not len(images.train):
+        raise ConfigError("finetune.holdout leaves no image to train on; lower it")
+    return images
+
+
+def calibrate_student(
     network: Teacher,
+    student: nn.Module,
     images: Images,
     calibration: Calibration,
     settings: Finetune,
-    generator: torch.Generator,
-) -> Iterator[torch.Tensor]:
-    """What the activation ranges are taken from."""
-    if calibration.range_source == "images":
-        return _batches(images, calibration.range_images, settings, generator)
-    training = GeneratorTraining(
-        network.model, network.classes, network.image_shape, calibration, generator
-    )
-    return training.batches()
+    seed: int,
+) -> None:
+    """Set the grids of a student, in place, by the images that ``range_source`` names."""
+    generator = generator_for(seed, "calibration")
+    batches: Iterator[torch.Tensor]
+    if calibration.range_source == "generator":
+        training = GeneratorTraining(
+            network.model, network.classes, network.image_shape, calibration, generator
+        )
+        batches = training.batches()
+    else:
+        batches = _batches(images, calibration.range_images, settings, generator)
+    calibrate(student, batches, calibration, network.model)
 
 
 def _batches(
@@ -149,19 +159,26 @@ def _batches(
         yield batch
 
 
-def _with_widths(
-    teacher: nn.Module,
+def chosen_recipe(
+    network: Teacher,
+    student: nn.Module,
     recipe: Recipe,
+    images: Images,
     calibration: Calibration,
-    place: Room,
-    batches: Iterable[torch.Tensor],
-    team: Team,
+    settings: Finetune,
+    seed: int,
+    team: Team = ALONE,
 ) -> Recipe:
-    """The recipe with a width for each layer's weight that is free, by its sensitivity."""
-    seen = [*batches]
+    """The recipe with a width for each layer's weight that is free, by its sensitivity.
+
+    ``student`` has the widths of ``recipe``. Raises ConfigError where the budget cannot be met.
+    """
+    place = room(student, recipe, calibration)
+    generator = generator_for(seed, "sensitivity")
+    seen = [*_batches(images, calibration.sensitivity_images, settings, generator)]
     trials = [Trial(name, bits) for name, sizes in place.sizes.items() for bits in sizes]
     losses: dict[str, dict[int, float]] = {name: {} for name in place.sizes}
-    found = losses_alone(teacher, recipe, calibration, seen, trials)
+    found = losses_alone(network.model, recipe, calibration, seen, trials)
     for trial, loss in zip(trials, found, strict=True):
         losses[trial.layer][trial.weight_bits] = loss.divergence
     chosen = chosen_widths(place, losses)

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from synq.errors import ModelError
 from synq.io.artifacts import write_json
-from synq.models.teacher import read_teacher
+from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.trace import QUANTIZED
 from synq.reporting.inspection import inspect_model
 from synq.runtime.process import versions
@@ -19,11 +19,13 @@ RIGHT = HEADERS.index("multiply-adds")
 NAMED = 3  # of a long list in one line; the table and the JSON file have them all
 
 
-def inspect(*, teacher: Path, require: Sequence[str], recipe: str, json: Path | None) -> None:
+def inspect(
+    *, teacher: Path, require: Sequence[str] | None, recipe: str, json: Path | None
+) -> None:
     """Print all of it, or write it to ``json`` and print the last line alone.
 
-    ModelError, in one line, where the network does not fit: no run of it would end well, or none of
-    those with the settings in ``require``.
+    ModelError, in one line, where the network does not fit: no run by the defaults would end well,
+    or none of those with the settings in ``require``.
     """
     network = read_teacher(teacher, torch.device("cpu"))
     found = inspect_model(network.model, network.image_shape, require)
@@ -38,13 +40,18 @@ def inspect(*, teacher: Path, require: Sequence[str], recipe: str, json: Path | 
         }
         write_json(json, "inspection", {**about, **found})
     else:
-        shown = f"images of {_shape(network.image_shape)}, {network.classes} classes"
-        print(f"{network.name}: {shown}\n")
-        print(tabulate(rows(found), HEADERS, disable_numparse=True, colalign=_alignment()))
-        print("\n" + tabulate(facts(found), tablefmt="plain", disable_numparse=True) + "\n")
+        print(shown(network, found) + "\n")
     if found["problems"]:
         raise ModelError(f"{network.name} does not fit: {'; '.join(found['problems'])}")
     print(verdict(found))
+
+
+def shown(network: Teacher, found: dict[str, Any]) -> str:
+    """The tables of what was found, without the verdict."""
+    about = f"images of {_shape(network.image_shape)}, {network.classes} classes"
+    parts = tabulate(rows(found), HEADERS, disable_numparse=True, colalign=_alignment())
+    whole = tabulate(facts(found), tablefmt="plain", disable_numparse=True)
+    return f"{network.name}: {about}\n\n{parts}\n\n{whole}"
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:

@@ -1,12 +1,14 @@
 """One shard of synthetic images. Needs the teacher alone, and opens no data set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from synq.config.synthesis import Synthesis
 from synq.io.shards import write_shard
-from synq.models.teacher import check_classes, read_teacher, shard_record
+from synq.models.judgement import Synthesized
+from synq.models.teacher import Teacher, check_classes, read_teacher, shard_record
 from synq.runtime.process import generator_for, prepare
 from synq.synthesis.centres import calibration_centres
 from synq.synthesis.synthesize import synthesize
@@ -23,8 +25,15 @@ def synthesize_shard(
     threads: int,
 ) -> None:
     """Synthesize ``images_per_class`` images of each of ``classes`` and write them."""
-    target = prepare(device, threads)
-    network = read_teacher(teacher, target)
+    network = read_teacher(teacher, prepare(device, threads))
+    result = synthesized(network, classes, seed, settings)
+    write_shard(output, *result, shard_record(network, classes, seed, settings))
+
+
+def synthesized(
+    network: Teacher, classes: Sequence[int], seed: int, settings: Synthesis
+) -> Synthesized:
+    """``images_per_class`` images of each of ``classes``, as one shard has them."""
     check_classes(classes, network)
     centres = None
     if settings.deep_weight > 0:
@@ -39,5 +48,4 @@ def synthesize_shard(
     # Neighbouring images are of different classes, so that each batch mixes the shard's classes.
     labels = torch.tensor(classes).repeat(settings.images_per_class)
     generator = generator_for(seed, "synthesis", *classes)
-    result = synthesize(network.model, labels, network.image_shape, settings, generator, centres)
-    write_shard(output, *result, shard_record(network, classes, seed, settings))
+    return synthesize(network.model, labels, network.image_shape, settings, generator, centres)

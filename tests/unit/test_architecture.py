@@ -19,14 +19,12 @@ FOLDERS = [
     {"synthesis", "finetuning"},
     {"reporting"},
     {"stages"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]
 HEIGHT = {folder: height for height, level in enumerate(FOLDERS) for folder in level}
-PACKAGES = [
-    "__init__",
-    *(f"{name}.__init__" for name in sorted(HEIGHT) if (source.PACKAGE / name).is_dir()),
-]
+PACKAGES = [f"{name}.__init__" for name in sorted(HEIGHT) if (source.PACKAGE / name).is_dir()]
 
 
 def modules():
@@ -75,13 +73,19 @@ def test_imports_inside_the_package_are_absolute(module):
     assert not [node.lineno for node in nodes if node.level]
 
 
-@pytest.mark.parametrize(
-    "module",
-    PACKAGES,
-)
+@pytest.mark.parametrize("module", PACKAGES)
 def test_packages_import_nothing(module):
     nodes = ast.walk(tree(module))
     assert not [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def test_the_package_loads_what_is_asked_for_and_nothing_before():
+    code = "import sys, synq; print(*sys.modules); synq.UserError; dir(synq); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = ({*line.split()} for line in done.stdout.splitlines())
+    assert [name for name in before if name.startswith("synq")] == ["synq"]
+    assert {name for name in after if name.startswith("synq")} == {"synq", "synq.errors"}
+    assert "torch" not in after
 
 
 LIGHT = ["cli", "errors", "runtime.devices", *(m for m in modules() if folder(m) == "config")]
@@ -117,7 +121,7 @@ def test_no_real_image_is_within_reach_of_a_data_free_stage(stage):
 
 
 def test_the_library_knows_no_stage_and_no_command():
-    above = {name for name in modules() if folder(name) in ("stages", "cli", "__main__")}
+    above = {name for name in modules() if folder(name) in ("stages", "api", "cli", "__main__")}
     below = [name for name in modules() if name not in above]
     assert not set.union(*map(reached, below)) & above
 

@@ -43,6 +43,7 @@ FINETUNE = [
     "n",
 ]
 WRONG = {
+    "quantize": "--factory no_nets:build --image-size 8 --mean 0 --std 1 --bits w4a4 --output o",
     "finetune": " ".join(FINETUNE[1:]),
     "evaluate-teacher": "--teacher none --output o",
     "evaluate": "--teacher none --teacher-metrics m --snapshots s --output o",
@@ -208,7 +209,9 @@ def test_a_setting_that_is_not_given_has_its_default(monkeypatch):
 def test_every_command_has_its_function():
     for command in cli.COMMANDS.values():
         module, _, function = command.function.rpartition(".")
-        assert callable(getattr(importlib.import_module(f"synq.stages.{module}"), function))
+        assert callable(
+            getattr(importlib.import_module(f"synq.{command.folder}.{module}"), function)
+        )
 
 
 @pytest.mark.parametrize("error", [DivergenceError("the loss is nan"), RuntimeError("a bug")])

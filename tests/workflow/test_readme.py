@@ -112,6 +112,7 @@ def test_the_examples_in_the_comments_of_the_config_are_right():
         "file",
         "pytorchcv",
         "torchvision",
+        "timm",
         "python",
     }
 

@@ -20,11 +20,11 @@ def of(*methods):
 @pytest.mark.parametrize(
     ("method", "wanted"),
     [
-        ("synq", ["finetune.cam=gradcam"]),
-        ("hast", ["finetune.feature_weight=1000.0"]),
+        ("synq", ["finetune.cam=gradcam", "synthesis.prior=auto"]),
+        ("hast", ["finetune.feature_weight=1000.0", "synthesis.prior=auto"]),
         ("transformer", ["synthesis.prior=patches"]),
-        ("texq-like", ["synthesis.deep_weight=0.02"]),
-        ("zeroq-tuned", []),
+        ("texq-like", ["synthesis.prior=auto", "synthesis.deep_weight=0.02"]),
+        ("zeroq-tuned", ["synthesis.prior=auto"]),
         ("few-shot", ["finetune.cam=gradcam"]),
         (
             "synq-released",
@@ -32,6 +32,7 @@ def of(*methods):
                 "finetune.cam=gradcam",
                 "finetune.feature_weight=1000.0",
                 "calibration.range_source=generator",
+                "synthesis.prior=auto",
             ],
         ),
     ],
@@ -90,7 +91,9 @@ def test_a_budget_under_the_smallest_size_is_told_with_that(budget, widths, smal
 def test_the_needs_of_all_methods_of_the_grid_are_told():
     assert of("synq", "hast") == [
         "synq:finetune.cam=gradcam",
+        "synq:synthesis.prior=auto",
         "hast:finetune.feature_weight=1000.0",
+        "hast:synthesis.prior=auto",
     ]
 
 

@@ -160,6 +160,21 @@ def moments(model, names, batch):
     return {name: (v.mean((0, 2, 3)), v.var((0, 2, 3), correction=0)) for name, v in found.items()}
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_codes_of_a_learned_step_are_those_that_its_forward_rounds_to(bits):
+    # Halfway between two codes a product with the inverse of the scale is rounded otherwise.
+    quantizer = LearnedStep(bits, (500, 1))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        quantizer.log_scale.copy_(torch.randn(500, 1, generator=generator))
+    values = (torch.arange(-(2.0**bits), 2.0**bits) + 0.5) * quantizer.log_scale.detach().exp()
+    grid = quantizer.grid(values)
+    assert torch.equal(grid.values(grid.codes(values)), quantizer.rounded(values).detach())
+    lo, hi = grid.ends
+    assert torch.equal(quantizer.rounded(values).amin(1, keepdim=True), lo)
+    assert torch.equal(quantizer.rounded(values).amax(1, keepdim=True), hi)
+
+
 def test_corrected_batchnorm_gives_each_layer_the_statistics_it_expects():
     teacher, batch = network(), images(64)
 

@@ -53,7 +53,7 @@ SHAPE = (1, 28, 28)
 def inspected(tmp_path, monkeypatch, capsys):
     """Runs the command on a network; its exit code, its lines and its JSON file."""
 
-    def run(model, shape, classes, *, name="own", require=()):
+    def run(model, shape, classes, *, name="own", require=None):
         path, report = tmp_path / "teacher.safetensors", tmp_path / "report.json"
         settings = Model(
             source="torchvision",
@@ -65,7 +65,8 @@ def inspected(tmp_path, monkeypatch, capsys):
         facts = {"mean": [0.5] * shape[0], "std": [0.2] * shape[0], "origin": "random"}
         write_teacher(path, model.state_dict(), settings, name=name, **facts)
         monkeypatch.setattr(networks, "construct", lambda *_, **__: model)
-        words = ["inspect", "--teacher", str(path), "--require", *require]
+        words = ["inspect", "--teacher", str(path)]
+        words += ["--require", *require] if require is not None else []
         code = cli.main(words)
         printed = capsys.readouterr()
         assert cli.main([*words, "--json", str(report)]) == code
@@ -149,6 +150,19 @@ def test_a_network_without_batchnorm_does_not_fit(inspected):
     assert fact(lines, "BatchNorm layers") == "none: images cannot be synthesized"
     assert lines[-1].startswith("does not fit: the model has no BatchNorm layer with running")
     assert len(report["problems"]) == 1
+
+
+def test_a_network_without_batchnorm_fits_what_synthesizes_no_image(inspected):
+    model = build("squeezenet_v1_1", 10, 3, 224)
+    code, lines, _ = inspected(model, (3, 224, 224), 10, require=["few-shot:finetune.cam=gradcam"])
+    assert (code, lines[-1]) == (0, "fits")
+    require = ["synq:synthesis.prior=auto"]
+    code, lines, _ = inspected(model, (3, 224, 224), 10, require=require)
+    assert code == 2
+    assert lines[-1].startswith(
+        "does not fit: method synq has synthesis.prior: auto, but the model"
+    )
+    assert "method few-shot" in lines[-1]
 
 
 def test_a_functional_activation_has_a_row(inspected):

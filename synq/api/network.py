@@ -1,0 +1,97 @@
+"""The caller's network as a teacher, and its images."""
+
+import copy
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from synq.api.settings import described, input_size, name_of
+from synq.config.images import RealImages
+from synq.config.model import Model
+from synq.config.synthesis import Synthesis
+from synq.errors import ConfigError, ModelError, reason
+from synq.io.shards import ImageSet
+from synq.models.judgement import Synthesized
+from synq.models.outputs import count_classes
+from synq.models.teacher import Teacher, held_teacher
+from synq.stages.collect import drawn, real_images
+from synq.stages.synthesize import synthesized
+
+BYTES = 2  # of a pixel, in float16
+
+
+def description(
+    model: Any,
+    image_shape: Sequence[int],
+    classes: int | None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Model:
+    """The network's input as settings; ``classes`` are counted where they are not given."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    settings = described(image_shape, 2 if classes is None else classes, mean, std)
+    if classes is None:
+        return dataclasses.replace(settings, classes=_counted(model, image_shape))
+    return settings
+
+
+def _counted(model: nn.Module, image_shape: Sequence[int]) -> int:
+    channels, size = input_size(image_shape)
+    shape = f"{channels}x{size}x{size}"
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand((2, channels, size, size), generator=generator)
+    try:
+        # The caller's own network stays as it is, statistics and all.
+        network = copy.deepcopy(model).cpu().eval()
+        with torch.no_grad():
+            output = network(images)
+    except Exception as error:  # a network's own code raises whatever it likes
+        raise ModelError(
+            f"{name_of(model)} fails for images of {shape} ({reason(error)}); "
+            "is that the image_shape it was made for?"
+        ) from None
+    count = count_classes(output, len(images))
+    if not count:
+        raise ModelError(
+            f"{name_of(model)} gives no logits [2, classes] for 2 images of {shape}; "
+            "is it an image classifier?"
+        )
+    return count
+
+
+def teacher_of(model: nn.Module, settings: Model, name: str, device: torch.device) -> Teacher:
+    """A frozen copy of the network, checked as the workflow does."""
+    return held_teacher(model, settings, name or name_of(model), device)
+
+
+def image_set_of(
+    network: Teacher, shards: Sequence[Sequence[int]], seed: int, settings: Synthesis | RealImages
+) -> ImageSet:
+    """The images of some classes, group by group, as the workflow's shards hold them."""
+    _check_memory(network, shards, settings.images_per_class)
+    if isinstance(settings, RealImages):
+        images = real_images(network, settings)
+        made = [drawn(network, images, classes, seed, settings) for classes in shards]
+    else:
+        made = [synthesized(network, classes, seed, settings) for classes in shards]
+    whole = Synthesized(*(torch.cat(tensors) for tensors in zip(*made, strict=True)))
+    return ImageSet(*whole)
+
+
+def _check_memory(network: Teacher, shards: Sequence[Sequence[int]], per_class: int) -> None:
+    """ConfigError where the images alone would take half of this machine's memory."""
+    channels, size, _ = network.image_shape
+    count = per_class * sum(map(len, shards))
+    needed = count * channels * size**2 * BYTES
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there / 2:
+        raise ConfigError(
+            f"images_per_class is {per_class}: {count:,} images are {needed / 1e9:.0f} GB, over "
+            f"half of this machine's memory ({there / 1e9:.0f} GB); lower it, or let the workflow "
+            "keep them on a disk"
+        )

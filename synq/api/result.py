@@ -1,0 +1,143 @@
+"""What a run in memory gives: the student, its report, and its files."""
+
+import copy
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from synq.api.settings import Run
+from synq.io.artifacts import checksum, write_checkpoint
+from synq.io.shards import ImageSet
+from synq.models.teacher import Teacher
+from synq.quantization.packed import pack
+from synq.quantization.student import student_tensors
+from synq.stages.inspect import shown, verdict
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Top-1 in percent on ``images``: of real test images, or agreement on held-out ones."""
+
+    real: bool
+    images: int
+    teacher: float
+    calibrated: float
+    student: float
+    warning: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an inspection found; ``print`` shows it as ``synq inspect`` does."""
+
+    network: Teacher
+    found: Mapping[str, Any]
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.found["fits"])
+
+    @property
+    def problems(self) -> list[str]:
+        """Why it does not fit, each in a line."""
+        return list(self.found["problems"])
+
+    def __str__(self) -> str:
+        found = dict(self.found)
+        last = verdict(found) if self.fits else f"does not fit: {'; '.join(self.problems)}"
+        return f"{shown(self.network, found)}\n\n{last}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A quantized network.
+
+    ``student`` takes and gives what the original does, in evaluation mode and frozen, on the device
+    it was trained on. ``images`` can be given to the next ``quantize``. ``record`` holds all
+    settings by value and what each epoch left (``history``).
+    """
+
+    student: nn.Module
+    network: Teacher
+    images: ImageSet
+    record: Mapping[str, Any]
+    inspection: Mapping[str, Any]
+    measured: Measured
+    seconds: Mapping[str, float]
+    run: Run
+
+    def report(self) -> str:
+        """What was quantized, how well the student does, and its size, in a few lines."""
+        record, found, measured = self.record, self.inspection, self.measured
+        layers = [part for part in found["parts"] if part["role"] == "layer" and part["calls"]]
+        quantized = sum(not part["reason"] for part in layers)
+        inputs = found["quantized_inputs"]
+        share = inputs["multiply_adds_share"]
+        work = "" if share is None else f", {100 * share:.0f} % of the multiply-adds"
+        on = "test" if measured.real else "held-out synthetic"
+        what = "top-1" if measured.real else "agreement with the network"
+        numbers = f"calibrated {measured.calibrated:.2f} %, student {measured.student:.2f} %"
+        if measured.real:
+            numbers = f"full precision {measured.teacher:.2f} %, {numbers}"
+        full, packed = found["bytes"]["32"], record["weight_bytes"]
+        lines = [
+            f"{record['model']} at {record['bits']} by {record['method']}, seed {record['seed']}",
+            f"quantized: the weights of {quantized} of {len(layers)} layers, the inputs of "
+            f"{inputs['layers']} of {inputs['of']}{work}",
+            f"images: {record['images']:,} ({record['image_set']}), epoch {record['epoch']} of "
+            f"{record['last']}",
+            f"{what} on {measured.images:,} {on} images: {numbers}",
+            f"size: ~{packed / 1000:,.1f} kB packed, {full / 1000:,.1f} kB in full precision",
+        ]
+        if measured.warning:
+            lines.append(f"warning: {measured.warning.replace('the teacher', 'the network')}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Result\n{self.report()}>"
+
+    def save(self, path: str | Path) -> None:
+        """Write the student as safetensors, which ``load`` reads."""
+        write_checkpoint(Path(path), "student", student_tensors(self.student), self.record)
+
+    def save_packed(self, path: str | Path) -> None:
+        """Write the student at exactly its bits, in the layout of ``docs/packed.md``."""
+        tensors, layout = pack(copy.deepcopy(self.student).cpu())
+        own = {key: self.record[key] for key in ("image_set", "recipe")}
+        write_checkpoint(Path(path), "packed", tensors, {**self._about(), **own, **layout})
+
+    def to_onnx(self, path: str | Path) -> dict[str, Any]:
+        """Write the student as ONNX, compared with itself in ONNX Runtime; what was found of it.
+
+        ModelError, and no file, where the two agree on too few of the images.
+        """
+        # Imported here: the exporter takes seconds to load.
+        from synq.data.names import class_names
+        from synq.stages.export import PACKAGES, write_onnx
+
+        network, run = self.network, self.run
+        names = class_names(run.export.names, run.test, network.classes)
+        about = {
+            **self._about(),
+            "classes": network.classes,
+            "names": names,
+            "channels": network.image_shape[0],
+            "image_size": network.image_shape[1],
+            "mean": network.mean,
+            "std": network.std,
+            "resized_crop": run.test.resized_crop,
+            "interpolation": run.test.interpolation,
+        }
+        student = copy.deepcopy(self.student).cpu()
+        found = write_onnx(Path(path), student, about, self.images, run.export, 0)
+        packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+        return {**about, **found, "versions": {**self.record["versions"], **packages}}
+
+    def _about(self) -> dict[str, Any]:
+        keys = ("model", "bits", "method", "seed", "epoch", "teacher_sha256")
+        state = {name: value.contiguous() for name, value in student_tensors(self.student).items()}
+        return {**{key: self.record[key] for key in keys}, "student_sha256": checksum({}, state)}

@@ -1,0 +1,354 @@
+"""``quantize``, ``synthesize``, ``inspect`` and ``load``: a run in memory."""
+
+import contextlib
+import copy
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synq.api.network import description, image_set_of, teacher_of
+from synq.api.result import Inspection, Measured, Result
+from synq.api.settings import Run, image_settings, run_settings
+from synq.config.images import RealImages
+from synq.config.model import Model
+from synq.data.datasets import Images
+from synq.errors import ArtifactError, ConfigError, DataError, ModelError
+from synq.finetuning.training import Progress, finetune
+from synq.io.artifacts import read_checkpoint
+from synq.io.shards import ImageSet
+from synq.models.build import frozen
+from synq.models.teacher import Teacher, check_classes, read_teacher
+from synq.quantization.convert import bits_in_use, packed_bytes, quantized_names
+from synq.quantization.quantizers import Recipe
+from synq.quantization.student import read_student, recipe_from, student_of, student_tensors
+from synq.reporting.accuracy import confusion, doubt, top1
+from synq.reporting.inspection import inspect_model
+from synq.runtime.process import prepared, versions
+from synq.runtime.progress import showing
+from synq.stages.evaluate import held_out_images
+from synq.stages.evaluate_teacher import predictions, test_images
+from synq.stages.finetune import calibrate_student, chosen_recipe, select, training_images
+
+Settings = Mapping[str, Any] | None
+# Test images: a folder with one directory per class, settings as in the config's ``test``, or
+# batches of images as the network takes them and labels.
+Test = str | Path | Mapping[str, Any] | Iterable[tuple[Tensor, Tensor]] | None
+
+
+def quantize(
+    model: nn.Module,
+    *,
+    image_shape: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    bits: str = "w4a4",
+    method: str = "synq-plus",
+    seed: int = 0,
+    images: ImageSet | None = None,
+    test: Test = None,
+    classes: int | None = None,
+    name: str = "",
+    synthesis: Settings = None,
+    real: Settings = None,
+    calibration: Settings = None,
+    finetune: Settings = None,
+    evaluation: Settings = None,
+    export: Settings = None,
+    device: str = "auto",
+    threads: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Quantize a classifier without its data; ``model`` stays as it is.
+
+    ``image_shape`` is ``(C, H, W)`` of its square input, ``mean`` and ``std`` are those of each
+    channel, of images in [0, 1], ``bits`` the widths of weights and activations (w2a2 to w8a8).
+    ``method`` is one of ``synq.methods()``. The images are synthesized, unless ``images`` has them:
+    from ``synthesize``, or the caller's own.
+
+    ``synthesis`` and the other mappings change settings of the section of that name; they win over
+    the method's own. ``test`` are images to measure on: a folder with one directory per class,
+    settings as in a config (``{"dataset": "arrays", "path": "test.npz"}``), or batches of images as
+    the network takes them and labels, such as a DataLoader. Without it agreement with the network
+    is measured, on the images that were held out.
+
+    The same seed and settings give the student that the workflow makes, bit for bit on the same
+    CPU and number of threads (``threads``; 0: torch's choice). Raises UserError, in one line,
+    before any long work where that is possible. Ctrl-C ends it at any time.
+    """
+    settings = description(model, image_shape, classes, mean, std)
+    batches, named = _test(test)
+    changes = {
+        "synthesis": synthesis,
+        "real": real,
+        "calibration": calibration,
+        "finetune": finetune,
+        "evaluation": evaluation,
+        "export": export,
+        "test": named,
+    }
+    if images is not None and (synthesis or real):
+        raise ConfigError("images are given, and settings of how to make them too; leave one out")
+    given = None if images is None else int(images.labels.unique(return_counts=True)[1].min())
+    held = () if batches is None else ("test",)
+    run = run_settings(settings, bits, method, seed, changes, held=held, given=given)
+    with prepared(device, threads) as target, showing(progress):
+        network = teacher_of(model, settings, name, target)
+        found = _fitting(model, settings, network.name, run, given=images is not None)
+        if images is not None:
+            _check_images(network, images)
+        tests = _test_images(network, run) if batches is None else None
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "images"):
+            own = images or image_set_of(network, run.shards, seed, run.images)
+        with _timed(seconds, "training"):
+            trained = _trained(network, own, run, bits, seed)
+        with _timed(seconds, "evaluation"):
+            measured = _measured(network, trained, own, run, tests, batches)
+    record = {
+        "teacher_sha256": network.sha256,
+        "model": network.name,
+        "bits": bits,
+        "recipe": trained.recipe.record(),
+        "method": method,
+        "image_set": "given" if images is not None else run.image_set,
+        "shards": [],
+        "shard_checksums": [],
+        "images": len(own),
+        "seed": seed,
+        "calibration": dataclasses.asdict(run.calibration),
+        "finetune": dataclasses.asdict(run.finetune),
+        "selected": trained.selected,
+        "epoch": trained.selected,
+        "last": len(trained.history) - 1,
+        "history": trained.history,
+        "weight_bytes": packed_bytes(trained.student),
+        "widths": bits_in_use(trained.student),
+        "input": {
+            "image_shape": list(network.image_shape),
+            "classes": network.classes,
+            "mean": network.mean,
+            "std": network.std,
+        },
+        "versions": versions(),
+    }
+    return Result(trained.student, network, own, record, found, measured, seconds, run)
+
+
+def synthesize(
+    model: nn.Module,
+    *,
+    image_shape: Sequence[int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_set: str = "natural",
+    seed: int = 0,
+    of_classes: Sequence[int] | None = None,
+    classes: int | None = None,
+    name: str = "",
+    synthesis: Settings = None,
+    real: Settings = None,
+    device: str = "auto",
+    threads: int = 0,
+    progress: bool = True,
+) -> ImageSet:
+    """The images of one of ``synq.image_sets()``, for several runs of ``quantize``.
+
+    ``natural`` are those of the method synq-plus. ``of_classes`` names classes, in place of all of
+    them, which are then optimised together. ``mean`` and ``std`` are needed for real images alone.
+    """
+    settings = description(model, image_shape, classes, mean, std)
+    made, shards = image_settings(settings, image_set, {"synthesis": synthesis, "real": real})
+    if isinstance(made, RealImages) and (mean is None or std is None):
+        raise ConfigError(f"image_set is {image_set!r}, of real images; give their mean and std")
+    with prepared(device, threads) as target, showing(progress):
+        network = teacher_of(model, settings, name, target)
+        if of_classes is not None:
+            shards = [list(of_classes)]
+            check_classes(shards[0], network)
+        return image_set_of(network, shards, seed, made)
+
+
+def inspect(
+    model: nn.Module,
+    *,
+    image_shape: Sequence[int],
+    method: str = "",
+    classes: int | None = None,
+    name: str = "",
+) -> Inspection:
+    """What of a network is quantized and whether it fits, in seconds; ``print`` shows all of it.
+
+    With a ``method`` whether that fits it, too.
+    """
+    settings = description(model, image_shape, classes)
+    required = None
+    if method:
+        required = run_settings(settings, "w4a4", method, 0, {}, held=("test", "real")).needs
+    network = teacher_of(model, settings, name, torch.device("cpu"))
+    found = inspect_model(network.model, network.image_shape, required)
+    return Inspection(network, found)
+
+
+def load(path: str | Path, model: nn.Module | str | Path) -> nn.Module:
+    """The student in a file, on the CPU, of ``Result.save`` or of the workflow.
+
+    ``model`` is the full-precision network that it was made from; of a student of the workflow the
+    path of its teacher.safetensors.
+    """
+    path = Path(path)
+    if isinstance(model, nn.Module):
+        _, record = read_checkpoint(path, "student")
+        about = record.get("input")
+        if about is None:
+            raise ArtifactError(
+                f"{path} was made by the workflow; give the path of its teacher.safetensors as "
+                "the model"
+            )
+        settings = description(model, **about)
+        network = teacher_of(model, settings, record["model"], torch.device("cpu"))
+    else:
+        network = read_teacher(Path(model), torch.device("cpu"))
+    student, _ = read_student(path, network)
+    return frozen(student)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """The selected student, the state of the calibrated one, and what each epoch left."""
+
+    student: nn.Module
+    recipe: Recipe
+    calibrated: dict[str, Tensor]
+    selected: int
+    history: Sequence[dict[str, float]]
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], key: str) -> Iterator[None]:
+    """Write the seconds of a block into a mapping."""
+    start = time.perf_counter()
+    yield
+    seconds[key] = time.perf_counter() - start
+
+
+def _fitting(
+    model: nn.Module, settings: Model, name: str, run: Run, *, given: bool
+) -> dict[str, Any]:
+    """What an inspection finds; ModelError where the network does not fit the run."""
+    network = teacher_of(model, settings, name, torch.device("cpu"))
+    # Images that are there need nothing of the network.
+    required = [word for word in run.needs if not (given and ":synthesis." in word)]
+    found = inspect_model(network.model, network.image_shape, required)
+    if found["problems"]:
+        raise ModelError(f"{name} does not fit: {'; '.join(found['problems'])}")
+    return found
+
+
+def _check_images(network: Teacher, images: ImageSet) -> None:
+    if images.image_shape != network.image_shape:
+        raise DataError(
+            f"the images are {images.image_shape}, {network.name} takes {network.image_shape}"
+        )
+    check_classes([int(images.labels.min()), int(images.labels.max())], network)
+
+
+def _trained(network: Teacher, shards: ImageSet, run: Run, bits: str, seed: int) -> _Trained:
+    device = next(network.model.parameters()).device
+    images = training_images(shards, run.finetune, device)
+    recipe = recipe_from(bits, run.calibration)
+    student = student_of(network, recipe).to(device)
+    recipe = recipe.resolved(quantized_names(student))
+    if run.calibration.mixed:
+        recipe = chosen_recipe(
+            network, student, recipe, images, run.calibration, run.finetune, seed
+        )
+        student = student_of(network, recipe).to(device)
+    calibrate_student(network, student, images, run.calibration, run.finetune, seed)
+    states: dict[int, dict[str, Tensor]] = {}
+    selected, history = 0, Progress().history
+    for state in finetune(network.model, student, images, run.finetune, seed, Progress()):
+        history = state.history
+        # The newest is selected or nothing that comes later changes what was.
+        if select(history, run.finetune.select) == state.epoch:
+            selected = state.epoch
+            states = {0: states[0] if states else student_tensors(student)}
+            states[selected] = student_tensors(student) if selected else states[0]
+    student.load_state_dict(states[selected])
+    return _Trained(frozen(student), recipe, states[0], selected, history)
+
+
+def _test(test: Test) -> tuple[Iterable[tuple[Tensor, Tensor]] | None, Settings]:
+    """Batches of images and labels, or settings of a test set, whichever was given."""
+    if isinstance(test, str | Path):
+        return None, {"dataset": "folder", "path": str(test)}
+    if test is None or isinstance(test, Mapping):
+        return None, test
+    if not isinstance(test, Iterable):
+        raise DataError(
+            f"test is a {type(test).__name__}; give a folder, settings, or batches of images and "
+            "labels"
+        )
+    return test, None
+
+
+def _test_images(network: Teacher, run: Run) -> Images | None:
+    """The test images that the settings name; None where they name none."""
+    return test_images(network, run.test) if run.test.dataset != "none" else None
+
+
+def _measured(
+    network: Teacher,
+    trained: _Trained,
+    shards: ImageSet,
+    run: Run,
+    tests: Images | None,
+    batches: Iterable[tuple[Tensor, Tensor]] | None,
+) -> Measured:
+    calibrated = copy.deepcopy(trained.student)
+    calibrated.load_state_dict(trained.calibrated)
+    models = [network.model, calibrated, trained.student]
+    real = batches is not None or tests is not None
+    if batches is not None:
+        counts = confusion(models, _checked(batches, network), network.classes)
+    else:
+        settings = run.evaluation
+        seen = tests or held_out_images(network, shards, run.finetune.holdout, settings)
+        counts = predictions(models, network, seen, settings)
+    count = int(counts[0].sum())
+    if not count:
+        raise DataError("test gives no images")
+    return Measured(
+        real=real,
+        images=count,
+        teacher=top1(counts[0]),
+        calibrated=top1(counts[1]),
+        student=top1(counts[2]),
+        warning=doubt(counts[0]) if real else "",
+    )
+
+
+def _checked(
+    batches: Iterable[tuple[Tensor, Tensor]], network: Teacher
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        if not (isinstance(batch, Sequence) and len(batch) == 2):
+            raise DataError("test gives batches that are no pairs of images and labels")
+        images, labels = batch
+        right = isinstance(images, Tensor) and isinstance(labels, Tensor)
+        if not right or images.shape[1:] != network.image_shape or len(labels) != len(images):
+            raise DataError(
+                f"test gives batches of {list(getattr(images, 'shape', []))} with labels "
+                f"{list(getattr(labels, 'shape', []))}, not of [n, "
+                f"{', '.join(map(str, network.image_shape))}] with labels [n]"
+            )
+        if int(labels.min()) < 0 or int(labels.max()) >= network.classes:
+            raise DataError(
+                f"test has the label {int(labels.max())}, but {network.name} has classes 0 to "
+                f"{network.classes - 1}"
+            )
+        yield images.float(), labels.long().cpu()

@@ -1,0 +1,319 @@
+"""``synq.quantize`` and its like: what they give, what they leave alone, and what they refuse."""
+
+import copy
+import io
+import sys
+from importlib import resources
+
+import numpy
+import onnx
+import pytest
+import torch
+from embedded import ROOT
+from own_network import FEW, INPUT, Own
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import synq
+from synq.errors import ModelError
+from synq.io.artifacts import read_checkpoint
+from synq.quantization.packed import unpack
+
+
+def states_equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def refusal(call, *arguments, **more):
+    with pytest.raises(synq.UserError) as caught:
+        call(*arguments, **more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_student_is_a_module_that_gives_logits_at_its_bits(result):
+    images = torch.rand(5, 3, 8, 8)
+    logits = result.student(images)
+    assert logits.shape == (5, 3)
+    assert not logits.requires_grad
+    assert not result.student.training
+    assert len(result.record["history"]) == 3
+    for name in ("conv1", "conv2", "output"):
+        layer = result.student.get_submodule(name)
+        for channel in layer.weight_quantizer.rounded(layer.weight):
+            assert len(channel.unique()) <= 16
+
+
+def test_the_same_call_gives_the_same_student_and_another_seed_another(result):
+    torch.manual_seed(0)
+    network = Own()
+    again = synq.quantize(network, **INPUT, **FEW)
+    assert states_equal(again.student.state_dict(), result.student.state_dict())
+    other = synq.quantize(network, **INPUT, **FEW, seed=1)
+    assert not states_equal(other.student.state_dict(), result.student.state_dict())
+
+
+def test_the_network_and_the_process_stay_as_they_were(network):
+    network.train()
+    before = copy.deepcopy(network.state_dict())
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    state = torch.random.get_rng_state()
+    synq.quantize(network, **INPUT, **{**FEW, "threads": threads + 1})
+    assert states_equal(network.state_dict(), before)
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not network._forward_hooks
+    assert torch.get_num_threads() == threads
+    assert torch.backends.cudnn.deterministic == deterministic
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_images_that_were_made_before_give_the_same_student(network, result):
+    few = {key: value for key, value in FEW.items() if key != "finetune"}
+    images = synq.synthesize(network, image_shape=INPUT["image_shape"], **few)
+    assert torch.equal(images.pixels, result.images.pixels)
+    assert repr(images) == "<24 images of 3x8x8, 3 classes>"
+    few = {key: value for key, value in FEW.items() if key != "synthesis"}
+    again = synq.quantize(network, **INPUT, **few, images=images)
+    assert states_equal(again.student.state_dict(), result.student.state_dict())
+    assert again.record["image_set"] == "given"
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 16), (2, 50, 50)])
+def test_a_notebook_shows_some_images_of_each_class(shape):
+    images = synq.ImageSet(torch.randn(30, *shape), torch.arange(30) % 3)
+    picture = Image.open(io.BytesIO(images._repr_png_()))
+    side = shape[1] * max(1, 48 // shape[1])
+    assert picture.size == (3 * side, 4 * side)
+    assert len({*picture.convert("L").tobytes()}) > 100
+
+
+def test_own_images_need_no_batchnorm():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+    )
+    few = {key: value for key, value in FEW.items() if key != "synthesis"}
+    text = refusal(synq.quantize, network, **INPUT, **few)
+    assert "no BatchNorm layer" in text
+    assert "method few-shot" in text
+    images = synq.ImageSet(torch.rand(24, 3, 8, 8), torch.arange(24) % 3)
+    found = synq.quantize(network, **INPUT, **few, images=images, method="few-shot")
+    assert found.student(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+
+
+def test_classes_are_made_alone_where_they_are_named(network):
+    few = {key: value for key, value in FEW.items() if key != "finetune"}
+    images = synq.synthesize(network, image_shape=(3, 8, 8), **few, of_classes=[2])
+    assert images.labels.tolist() == [2] * 8
+
+
+def test_the_selected_epoch_is_that_of_the_smallest_held_out_loss(network):
+    rough = {"learning_rate": 3.0, "rates": "fixed", "epochs": 3, "schedule": "steps"}
+    few = {**FEW, "finetune": {**FEW["finetune"], **rough, "select": "held_out"}}
+    found = synq.quantize(network, **INPUT, **few)
+    losses = [entry["held_out"] for entry in found.record["history"]]
+    best = losses.index(min(losses))
+    assert found.record["selected"] == best < 3
+    # Without a schedule an epoch does not know how many follow.
+    few["finetune"] |= {"epochs": best, "select": "last"}
+    again = synq.quantize(network, **INPUT, **few)
+    assert states_equal(again.student.state_dict(), found.student.state_dict())
+
+
+def test_a_saved_student_is_loaded_with_the_network_it_was_made_from(network, result, tmp_path):
+    result.save(tmp_path / "student.safetensors")
+    student = synq.load(tmp_path / "student.safetensors", network)
+    assert states_equal(student.state_dict(), result.student.state_dict())
+    images = torch.rand(4, 3, 8, 8)
+    assert torch.equal(student(images), result.student(images))
+    with torch.no_grad():
+        network.conv1.weight += 1
+    assert "was made from another model" in refusal(
+        synq.load, tmp_path / "student.safetensors", network
+    )
+    assert "does not exist" in refusal(synq.load, tmp_path / "none", network)
+
+
+def test_the_packed_file_and_the_onnx_file_are_of_this_student(result, tmp_path):
+    result.save_packed(tmp_path / "packed")
+    tensors, record = read_checkpoint(tmp_path / "packed", "packed")
+    student = copy.deepcopy(result.student)
+    student.load_state_dict({**student.state_dict(), **unpack(tensors, record)})
+    images = torch.rand(4, 3, 8, 8)
+    assert torch.equal(student(images), result.student(images))
+    found = result.to_onnx(tmp_path / "student.onnx")
+    assert found["agreement"] == 100
+    assert found["student_sha256"] == record["student_sha256"]
+    onnx.checker.check_model(tmp_path / "student.onnx")
+
+
+def test_the_report_says_what_was_quantized_and_how_it_was_measured(result):
+    lines = result.report().splitlines()
+    assert lines[0] == "Own at w4a4 by synq-plus, seed 0"
+    assert lines[1].startswith("quantized: the weights of 3 of 3 layers, the inputs of 2 of 3, ")
+    assert "24 (natural)" in lines[2]
+    assert lines[3].startswith("agreement with the network on 6 held-out synthetic images: ")
+    assert lines[4].startswith("size: ")
+    assert result.report() in repr(result)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_accuracy_is_measured_on_batches_of_the_callers(network, epochs):
+    images, labels = torch.rand(10, 3, 8, 8), torch.arange(10) % 3
+    few = {**FEW, "finetune": {"epochs": epochs, "holdout": 0.0, "batch_size": 8}}
+    loader = DataLoader(TensorDataset(images, labels), 4)
+    found = synq.quantize(network, **INPUT, **few, test=loader)
+    with torch.no_grad():
+        right = (found.student(images).argmax(1) == labels).sum()
+    assert found.measured.student == pytest.approx(10 * int(right))
+    assert "top-1 on 10 test images: full precision" in found.report()
+
+
+def test_an_inspection_shows_what_the_command_shows(network):
+    found = synq.inspect(network, image_shape=(3, 8, 8), method="synq")
+    assert found.fits
+    text = str(found)
+    assert text.startswith("Own: images of 3x8x8, 3 classes\n")
+    assert "conv1/" not in text
+    assert text.endswith("\nfits")
+    without = synq.inspect(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), image_shape=(3, 8, 8))
+    assert not without.fits
+    assert str(without).splitlines()[-1].startswith("does not fit: the model has no BatchNorm")
+
+
+class Answering(Own):
+    def forward(self, x):
+        return {"hidden": x, "logits": super().forward(x)}
+
+
+class Failing(Own):
+    def forward(self, x):
+        return super().forward(x).no_such_thing
+
+
+def test_the_classes_are_counted_in_the_logits(network):
+    assert synq.inspect(Answering(), image_shape=(3, 8, 8)).network.classes == 3
+    maps = nn.Sequential(nn.Conv2d(3, 4, 3))
+    assert "gives no logits" in refusal(synq.inspect, maps, image_shape=(3, 8, 8))
+    assert "Failing fails for images of 3x8x8" in refusal(
+        synq.inspect, Failing(), image_shape=(3, 8, 8)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"bits": "w1a4"}, "bits is 'w1a4'; weights of 1 bits are not among 2 to 8"),
+        ({"method": "synq-pluss"}, "method is 'synq-pluss'; did you mean synq-plus?"),
+        ({"seed": -1}, "seed is -1; write a whole number from 0 on"),
+        ({"mean": ()}, "mean is missing"),
+        ({"image_shape": (224, 224)}, "image_shape is (224, 224); write (channels, height, width)"),
+        ({"image_shape": (3, 8, 16)}, "image_shape is (3, 8, 16)"),
+        ({"mean": [0.5]}, "mean has 1 values, but the images have 3 channels"),
+        ({"std": [0.5, 0.5, 0.0]}, "std[2] is 0.0"),
+        ({"classes": 10}, "gives [2, 3] for 2 images of 8 px, not [2, 10]"),
+        ({"finetune": {"epochz": 3}}, "finetune.epochz is not a setting; did you mean epochs?"),
+        ({"finetune": 3}, "finetune is 3, not a mapping"),
+        ({"finetune": {"processes": 2, "holdout": 0.25}}, "finetune.processes is 2"),
+        ({"synthesis": {"iterations": 0}}, "synthesis.iterations is 0"),
+        ({"synthesis": {"images_per_class": 2}}, "holds no image of network out"),
+        ({"synthesis": {"images_per_class": 10**9}}, "over half of this machine's memory"),
+        ({"method": "few-shot"}, "method few-shot trains on real images, and none are named"),
+        ({"device": "cuda:99"}, "device is 'cuda:99'"),
+        ({"test": "no/such/folder"}, "no/such/folder is not a folder"),
+        ({"test": {"dataset": "digitz"}}, "test.dataset is 'digitz'; did you mean digits?"),
+        ({"test": 3}, "test is a int"),
+        ({"test": []}, "test gives no images"),
+        ({"test": [torch.rand(2, 3, 8, 8)]}, "no pairs of images and labels"),
+        ({"test": [(torch.rand(2, 3, 9, 9), torch.tensor([0, 1]))]}, "batches of [2, 3, 9, 9]"),
+        ({"test": [(torch.rand(2, 3, 8, 8), torch.tensor([0, 7]))]}, "the label 7"),
+        (
+            {"images": synq.ImageSet(torch.rand(9, 3, 9, 9), torch.zeros(9).long())},
+            "images are given, and settings of how to make them too",
+        ),
+        (
+            {
+                "images": synq.ImageSet(torch.rand(9, 3, 9, 9), torch.zeros(9).long()),
+                "synthesis": None,
+            },
+            "the images are (3, 9, 9)",
+        ),
+    ],
+)
+def test_what_the_caller_can_mend_is_one_line(network, changes, text):
+    few = {**INPUT, **FEW, "finetune": {"epochs": 0, "holdout": 0.25}, **changes}
+    assert text in refusal(synq.quantize, network, **few)
+
+
+def test_real_images_come_by_settings_and_need_mean_and_std(network, tmp_path):
+    pixels = numpy.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), "uint8")
+    numpy.savez(tmp_path / "real.npz", images=pixels, labels=numpy.arange(30) % 3)
+    real = {"dataset": "arrays", "path": str(tmp_path / "real.npz"), "images_per_class": 6}
+    few = {"device": "cpu", "threads": 1, "progress": False, "real": real}
+    images = synq.synthesize(network, **INPUT, **few, image_set="few-shot")
+    made = (images.images(torch.arange(18)) * 0.25 + 0.5) * 255
+    shown = {tuple(image.round().int().flatten().tolist()) for image in made.permute(0, 2, 3, 1)}
+    assert shown <= {tuple(image.flatten().tolist()) for image in pixels}
+    training = FEW["finetune"]
+    found = synq.quantize(network, **INPUT, **few, method="few-shot", finetune=training)
+    assert torch.equal(found.images.pixels, images.pixels)
+    text = refusal(synq.synthesize, network, image_shape=(3, 8, 8), **few, image_set="few-shot")
+    assert "give their mean and std" in text
+
+
+def test_mean_and_std_may_be_tensors_or_arrays(network, result):
+    given = {"mean": torch.tensor([0.5] * 3), "std": numpy.array([0.25] * 3)}
+    again = synq.quantize(network, **{**INPUT, **given}, **FEW)
+    assert again.record["input"] == result.record["input"]
+
+
+def test_what_is_no_network_is_refused():
+    assert "model is a str, not a torch.nn.Module" in refusal(synq.quantize, "resnet", **INPUT)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "text"),
+    [
+        (torch.rand(3, 8, 8), torch.arange(3), "not [N, C, H, W]"),
+        (torch.rand(3, 3, 8, 8), torch.arange(2), "3 images need as many"),
+        (torch.rand(3, 3, 8, 8), torch.rand(3), "whole numbers"),
+        (torch.full((3, 3, 8, 8), torch.nan), torch.arange(3), "not finite"),
+    ],
+)
+def test_images_that_are_none_are_refused(pixels, labels, text):
+    assert text in refusal(synq.ImageSet, pixels, labels)
+
+
+def test_progress_is_shown_unless_it_is_not_wanted(network, capsys):
+    few = {key: value for key, value in FEW.items() if key != "finetune"}
+    synq.synthesize(network, image_shape=(3, 8, 8), **few)
+    assert capsys.readouterr().err == ""
+    synq.synthesize(network, image_shape=(3, 8, 8), **{**few, "progress": True})
+    assert "synthesis" in capsys.readouterr().err
+
+
+def test_an_interruption_ends_it_and_leaves_nothing(network, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before, threads = copy.deepcopy(network.state_dict()), torch.get_num_threads()
+    monkeypatch.setattr("synq.api.run.calibrate_student", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        synq.quantize(network, **INPUT, **{**FEW, "threads": threads + 1})
+    assert torch.get_num_threads() == threads
+    assert states_equal(network.state_dict(), before)
+
+
+def test_methods_and_image_sets_are_those_of_the_config():
+    assert "synq-plus" in synq.methods()
+    assert "natural" in synq.image_sets()
+    packaged = resources.files("synq.config").joinpath("config.yaml").read_text("utf-8")
+    assert packaged == (ROOT / "config.yaml").read_text("utf-8")
+    assert {"quantize", "UserError"} <= {*dir(synq)}
+    assert issubclass(ModelError, synq.UserError)
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        _ = synq.quantise
+    assert "synq.api.run" in sys.modules
