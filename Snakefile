@@ -33,9 +33,13 @@ rule runs:
         RUN_METRICS,
 
 
+onstart:
+    write_jobs()
+
+
 onsuccess:
     if table_is_current():
         print(
-            f"The accuracy of every run of this config is in {ACCURACY}",
+            f"The accuracy of every run of this config is in {ACCURACY}, all of it in {PAGE}",
             file=sys.stderr,
         )

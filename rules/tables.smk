@@ -5,13 +5,11 @@ rule accuracy:
     input:
         metrics=RUN_METRICS,
         exports=EXPORTS,
+        inspections=INSPECTIONS,
     output:
-        markdown=report(
-            ACCURACY,
-            caption="../workflow/report/accuracy.rst",
-            category="Tables",
-        ),
+        markdown=ACCURACY,
         others=tables("accuracy", "csv", "tex"),
+        verdict=tables("verdict", "json", "md"),
     log:
         f"{LOGS}/accuracy.log",
     benchmark:
@@ -28,7 +26,9 @@ rule accuracy:
         metrics=names_of_runs("metrics"),
         exports=names_of_runs("exports"),
         ceilings=["=".join(pair) for pair in PLAN.ceilings()],
+        real=[name for name, s in PLAN.image_sets.items() if s.stage == "real"],
         benchmarks=BENCHMARKS,
+        accept=flags(PLAN.accept),
         code=code("tables"),
         made_from=made_from_runs,
     message:
@@ -36,7 +36,8 @@ rule accuracy:
     shell:
         "python -m synq tables --run-folder {params.folder:q} --metrics {params.metrics:q}"
         " --exports {params.exports:q} --ceilings {params.ceilings:q}"
-        " --benchmarks {params.benchmarks:q}"
+        " --inspections {input.inspections:q} --real {params.real:q}"
+        " --benchmarks {params.benchmarks:q} {params.accept:q}"
         " --output {output.markdown:q} 2>&1 | tee {log:q}"
 
 
@@ -73,3 +74,34 @@ rule ablation:
         "python -m synq ablation --run-folder {params.folder:q} --metrics {params.metrics:q}"
         " --full {params.full:q}"
         " --output {output.markdown:q} 2>&1 | tee {log:q}"
+
+
+# All of it on one page, and the figures as files of their own.
+rule page:
+    input:
+        metrics=RUN_METRICS,
+        exports=EXPORTS,
+        verdict=at(layout.VERDICT),
+        shards=SHARDS,
+    output:
+        page=PAGE,
+        figures=directory(at(layout.FIGURES)),
+    log:
+        f"{LOGS}/page.log",
+    benchmark:
+        f"{BENCHMARKS}/page.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=megabytes(2000),
+        runtime=minutes(20),
+    params:
+        results=RESULTS,
+        code=code("page"),
+        made_from=made_from_runs,
+    message:
+        "Writing the page of all runs to {output.page}."
+    shell:
+        "python -m synq page {params.results:q} 2>&1 | tee {log:q}"

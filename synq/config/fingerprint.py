@@ -29,6 +29,9 @@ UNCOUNTED = {
 PRODUCTS = {
     "inspect": ("quantization.coverage", "quantization.trace", "reporting.inspection"),
     "tables": ("config.published", "config/published.csv"),
+    "page": tuple(
+        f"reporting/{name}" for name in ("figures.mplstyle", "page.css", "page.html", "page.js")
+    ),
 }
 
 
