@@ -15,7 +15,7 @@ import matplotlib
 import matplotlib.style
 import numpy
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 INK = "#222222"  # of the style; a page has its own
@@ -119,8 +119,9 @@ def size_and_accuracy(
         *zip(*front, strict=True), where="post", color=INK, linewidth=0.8, alpha=0.6, marker=""
     )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.15)
     axes.set_xlabel("size [kB], logarithmic")
     axes.set_ylabel(measure)
@@ -233,7 +234,7 @@ def losses_of_classes(names: Sequence[str], lost: Mapping[str, Sequence[float]])
 @styled
 def stage_seconds(labels: Sequence[str], stages: Mapping[str, Sequence[float]]) -> Figure:
     """Seconds of each stage, of each row; a stage that is not known is 0 long."""
-    figure = Figure(figsize=(5.2, 0.8 + 0.3 * len(labels)))
+    figure = Figure(figsize=(5.2, 1.1 + 0.3 * len(labels)))
     axes = figure.subplots()
     start = numpy.zeros(len(labels))
     hatches = ("", "//", "..", "xx", "\\\\")
@@ -246,5 +247,5 @@ def stage_seconds(labels: Sequence[str], stages: Mapping[str, Sequence[float]]) 
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("seconds")
-    axes.legend()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(stages), borderaxespad=0)
     return figure

@@ -110,18 +110,18 @@ def of_images(
         label: some if some.shape[1] in (1, 3) else some[:, :1] for label, some in rows.items()
     }
     yield Drawn(
+        f"spectra-{model}-{image_set}",
+        f"{model}: spectra of {kind} images",
+        f"Mean amplitude of these images by frequency, beside white noise of the same "
+        f"deviation; set {image_set}.",
+        figures.spectra(curves),
+    )
+    yield Drawn(
         f"images-{model}-{image_set}",
         f"{model}: {kind} images",
         f"{text}.",
         figures.picture_rows(shown, names),
         wide=True,
-    )
-    yield Drawn(
-        f"spectra-{model}-{image_set}",
-        f"{model}: spectra of {kind} images",
-        f"Mean amplitude of the images above by frequency, beside white noise of the same "
-        f"deviation; set {image_set}.",
-        figures.spectra(curves),
     )
 
 

@@ -16,7 +16,7 @@ from synq.reporting.verdict import JUDGEMENTS
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
-    *("run", "model", "bits", "method", "seed", "verdict", "full precision", "calibrated"),
+    *("model", "bits", "method", "seed", "verdict", "full precision", "calibrated"),
     *("shipped", "lost", "kB", "times smaller", "fine-tuning s"),
 )
 
@@ -121,7 +121,7 @@ def _row(run: Run, judged: Mapping[tuple[str, str, str], str]) -> dict[str, Any]
     reached = metrics["selected"]["top1"]
     size = (metrics.get("export") or {}).get("packed_bytes") or metrics["weight_bytes"]
     judgement = judged.get((names["model"], names["bits"], names["method"]))
-    words = [run.title, names["model"], names["bits"], names["method"]]
+    words = [names["model"], names["bits"], names["method"]]
     numbers = [
         (full, ".2f"),
         (metrics["calibrated"]["top1"], ".2f"),
@@ -137,7 +137,7 @@ def _row(run: Run, judged: Mapping[tuple[str, str, str], str]) -> dict[str, Any]
         {"text": JUDGEMENTS[judgement] if judgement else "", "sort": judgement or "", "number": 0},
         *(_cell(*number) for number in numbers),
     ]
-    return {"anchor": run.anchor, "cells": cells}
+    return {"anchor": run.anchor, "title": run.title, "cells": cells}
 
 
 def _cell(value: float | None, form: str) -> dict[str, Any]:

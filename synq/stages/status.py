@@ -161,7 +161,7 @@ def _left(found: Sequence[Found]) -> Iterator[str]:
         rest = (
             f"; {unknown} of them of rules that have not run yet are not in it" if unknown else ""
         )
-        yield f"the {len(waiting)} waiting jobs take about {_duration(total)} one by one{rest}"
+        yield f"waiting: {len(waiting)} of them, about {_duration(total)} one by one{rest}"
 
 
 def _duration(seconds: float) -> str:

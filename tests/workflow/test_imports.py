@@ -10,13 +10,15 @@ from embedded import embedded_teacher
 
 # What takes from 0.1 s to 2 s of a core to import, and the stages that use it.
 USERS = {
-    "PIL": {"collect", "evaluate", "evaluate_teacher", "predict", "train"},
+    "PIL": {"collect", "evaluate", "evaluate_teacher", "page", "predict", "train"},
     "h5py": {"collect", "evaluate", "export", "fetch", "finetune", "inspect", "synthesize", "train"}
-    | {"evaluate_teacher", "unpack", "verify"},
+    | {"evaluate_teacher", "unpack", "verify", "page"},
     "onnx": {"export"},
     "onnx_ir": {"export"},
     "onnxruntime": {"export", "predict"},
     "onnxscript": set(),  # torch imports it for an export
+    "jinja2": {"page"},
+    "matplotlib": {"page"},
     "pandas": {"tables"},
     "requests": {"fetch"},
     "scipy": set(),

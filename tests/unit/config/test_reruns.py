@@ -12,10 +12,10 @@ from synq.config import fingerprint
 
 STAGES = {
     *("fetch", "inspect", "synthesize", "collect", "finetune"),
-    *("evaluate_teacher", "evaluate", "export", "tables"),
+    *("evaluate_teacher", "evaluate", "export", "tables", "page"),
 }
 STUDENTS = {"finetune", "evaluate", "export"}
-NETWORKS = STAGES - {"tables", "train"}
+NETWORKS = STAGES - {"tables", "train", "page"}
 
 # An edit of this module, and the stages that it runs again.
 EDITS = {
@@ -23,7 +23,7 @@ EDITS = {
     "finetuning/losses.py": {"finetune"},
     "finetuning/objective.py": {"finetune"},
     "finetuning/training.py": {"finetune"},
-    "data/lowpass.py": {"finetune"},
+    "data/lowpass.py": {"finetune", "page"},
     "quantization/calibration.py": {"finetune"},
     "quantization/affine.py": {*STUDENTS, "inspect"},
     "quantization/quantizers.py": {*STUDENTS, "inspect"},
@@ -46,6 +46,11 @@ EDITS = {
     "data/datasets.py": {"collect", "evaluate_teacher", "evaluate"},
     "reporting/accuracy.py": {"evaluate_teacher", "evaluate"},
     "reporting/tables.py": {"tables"},
+    "reporting/verdict.py": {"tables", "page"},
+    "reporting/figures.py": {"page"},
+    "reporting/figures.mplstyle": {"page"},
+    "reporting/page.html": {"page"},
+    "reporting/page.js": {"page"},
     "models/teacher.py": NETWORKS,
     # What changes no number.
     "reporting/inspection.py": {"inspect"},
@@ -57,6 +62,7 @@ EDITS = {
     "config/synthesis.py": set(),
     "config/model.py": set(),
     "config/plan.py": set(),
+    "config/jobs.py": set(),
     "config/pytorchcv_table.py": set(),
     "runtime/progress.py": set(),
     "runtime/devices.py": set(),
@@ -65,6 +71,8 @@ EDITS = {
     "errors.py": set(),
     "cli.py": set(),
     "stages/verify.py": set(),
+    "stages/verdict.py": set(),
+    "stages/status.py": set(),
     "stages/predict.py": set(),
     "stages/unpack.py": set(),
 }
