@@ -28,9 +28,13 @@ UNCOUNTED = {
 # What else is in a stage's result: modules, and files by their name.
 PRODUCTS = {
     "inspect": ("quantization.coverage", "quantization.trace", "reporting.inspection"),
-    "tables": ("config.published", "config/published.csv"),
+    "tables": (
+        *("config.published", "config/published.csv"),
+        *("reporting/page.css", "reporting/sort.js", "reporting/table.html"),
+    ),
     "page": tuple(
-        f"reporting/{name}" for name in ("figures.mplstyle", "page.css", "page.html", "page.js")
+        f"reporting/{name}"
+        for name in ("figures.mplstyle", "page.css", "page.html", "page.js", "sort.js")
     ),
 }
 

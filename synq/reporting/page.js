@@ -1,7 +1,3 @@
-"use strict";
-const find = (query, root = document) => root.querySelector(query);
-const all = (query, root = document) => [...root.querySelectorAll(query)];
-
 // Light or dark: the system's, until the button says otherwise.
 const theme = find("#theme");
 const wanted = matchMedia("(prefers-color-scheme: dark)");
@@ -20,24 +16,8 @@ theme.addEventListener("click", () => {
   tellTheme();
 });
 
-// The table: every heading is a button that sorts, the field filters by words.
+// The field above the table filters its rows by words.
 const body = find("#runs tbody");
-const ordered = (a, b) => a.localeCompare(b, "en", { numeric: true });
-all("#runs thead th").forEach((head, column) => find("button", head).addEventListener("click", () => {
-  const next = head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
-  all("#runs thead th").forEach((other) => other.setAttribute("aria-sort", "none"));
-  head.setAttribute("aria-sort", next);
-  const value = (row) => row.cells[column].dataset.sort;
-  const compare = (a, b) => {
-    const [x, y] = [value(a), value(b)];
-    // What is not known comes last, either way.
-    if (x === "" || y === "") return (x === "") - (y === "");
-    const numbers = x - y;
-    const order = Number.isNaN(numbers) ? ordered(x, y) : numbers;
-    return next === "ascending" ? order : -order;
-  };
-  body.append(...[...body.rows].sort(compare));
-}));
 find("#filter")?.addEventListener("input", (event) => {
   const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
   const rows = [...body.rows];

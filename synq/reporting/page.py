@@ -71,28 +71,64 @@ def render(
     ]
     views = [_view(run, of_runs.get(run.anchor, ())) for run in runs]
     models = ", ".join(dict.fromkeys(run.names["model"] for run in runs))
+    data = {run.anchor: _compared(run) for run in runs}
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            heading=f"Quantization of {models}" if models else "Quantization: no run yet",
+            css=_text("page.css"),
+            sort=_text("sort.js"),
+            js=_text("page.js"),
+            # In a script no text ends it, whatever a name holds.
+            data=json.dumps(data).replace("<", "\\u003c"),
+            version=synq.__version__,
+            results=results,
+            missing=missing,
+            verdicts=told,
+            columns=COLUMNS,
+            measure=_measure(known),
+            rows=[_row(run, judged) for run in measured],
+            figures=figures,
+            runs=views,
+            parts=_parts(bool(measured), bool(figures), len(runs)),
+        )
+    )
+
+
+def render_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], lines: Sequence[str]
+) -> str:
+    """A table as an HTML file of its own, which its headings sort; ``lines`` stand below it."""
+    shown = [[str(cell) for cell in row] for row in rows]
+    template = _environment().get_template("table.html")
+    return template.render(
+        title=title,
+        columns=columns,
+        rows=shown,
+        lines=lines,
+        css=_text("page.css"),
+        sort=_text("sort.js"),
+    )
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["code"] = _code
-    data = {run.anchor: _compared(run) for run in runs}
-    return environment.get_template("page.html").render(
-        heading=f"Quantization of {models}" if models else "Quantization: no run yet",
-        css=(FOLDER / "page.css").read_text("utf-8"),
-        js=(FOLDER / "page.js").read_text("utf-8"),
-        # In a script no text ends it, whatever a name holds.
-        data=json.dumps(data).replace("<", "\\u003c"),
-        version=synq.__version__,
-        results=results,
-        missing=missing,
-        verdicts=told,
-        columns=COLUMNS,
-        measure=_measure(known),
-        rows=[_row(run, judged) for run in measured],
-        figures=figures,
-        runs=views,
-        parts=_parts(bool(measured), bool(figures), len(runs)),
-    )
+    environment.filters["sorted_by"] = _sorted_by
+    return environment
+
+
+def _text(name: str) -> str:
+    return (FOLDER / name).read_text("utf-8")
+
+
+def _sorted_by(cell: str) -> str:
+    """What a cell is sorted by: the mean of ``99.1 ± 0.2``, 1.5 of ``~1.5``, or its text."""
+    found = re.fullmatch(r"~?([+-]?[0-9.]+)( ± [0-9.]+)?", cell)
+    return found[1].lstrip("+") if found else cell
 
 
 def _parts(measured: bool, figures: bool, runs: int) -> list[tuple[str, str]]:

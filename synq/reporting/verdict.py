@@ -88,7 +88,7 @@ def _verdict(
         "ship": _ship(first, exports[0]),
     }
     doubts = [*_doubts(runs, found), *_undecided(found, of_mean)]
-    return {
+    told = {
         **found,
         "doubts": doubts,
         "words": {
@@ -100,6 +100,7 @@ def _verdict(
             "unseen": _unseen(first, count, full is not None, first["image_set"] in real),
         },
     }
+    return {**told, "line": _summary(told)}
 
 
 def _judgement(lost: float, points: float | None, *, measured: bool) -> str:
@@ -252,13 +253,10 @@ def title(verdict: Mapping[str, Any]) -> str:
     return "{model} at {bits} by {method}".format(**verdict)
 
 
-def lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence each, for the end of a table."""
-    return [
-        f"{title(verdict)}: {JUDGEMENTS[verdict['judgement']].lower()}; "
-        f"{verdict['words']['lost']}; {verdict['words']['size']}"
-        for verdict in verdicts
-    ]
+def _summary(verdict: Mapping[str, Any]) -> str:
+    words = verdict["words"]
+    judged = JUDGEMENTS[verdict["judgement"]].lower()
+    return f"{title(verdict)}: {judged}; {words['lost']}; {words['size']}"
 
 
 def markdown(verdicts: Sequence[Mapping[str, Any]]) -> str:

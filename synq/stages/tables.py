@@ -12,8 +12,9 @@ from synq.config.grid import Accept
 from synq.errors import ConfigError
 from synq.io.artifacts import atomic, read_json, write_json
 from synq.io.benchmarks import read_seconds
+from synq.reporting.page import render_table
 from synq.reporting.tables import KEYS, ablation_table, accuracy_table, readable, remarks
-from synq.reporting.verdict import lines, markdown, verdicts
+from synq.reporting.verdict import markdown, verdicts
 
 
 def write_accuracy(
@@ -56,7 +57,7 @@ def write_accuracy(
     write_json(output.with_name("verdict.json"), "verdict", content)
     with atomic(output.with_name("verdict.md")) as temporary:
         temporary.write_text(markdown(judged), "utf-8")
-    _write(accuracy_table(entries, pairs), output, lines(judged))
+    _write(accuracy_table(entries, pairs), output, [verdict["line"] for verdict in judged])
 
 
 def write_ablation(*, metrics: Sequence[Path], run_folder: Path, full: str, output: Path) -> None:
@@ -68,7 +69,7 @@ def write_ablation(*, metrics: Sequence[Path], run_folder: Path, full: str, outp
 
 
 def _write(table: pandas.DataFrame, output: Path, closing: Sequence[str] = ()) -> None:
-    """The numbers as CSV, the readable form as Markdown and LaTeX."""
+    """The numbers as CSV, the readable form as Markdown, LaTeX, and HTML that can be sorted."""
     shown = readable(table)
     text = shown.to_markdown(index=False, disable_numparse=True)
     text = "\n\n".join([text, *remarks(table), *closing])
@@ -82,10 +83,18 @@ def _write(table: pandas.DataFrame, output: Path, closing: Sequence[str] = ()) -
         table.to_csv(temporary, index=False, float_format="%.4f")
     with atomic(output.with_suffix(".tex")) as temporary:
         temporary.write_text(latex.replace("±", r"$\pm$") + "\n", "utf-8")
+    html = render_table(
+        f"Table: {output.stem}",
+        list(shown.columns),
+        shown.to_numpy().tolist(),
+        [*remarks(table), *closing],
+    )
+    with atomic(output.with_suffix(".html")) as temporary:
+        temporary.write_text(html, "utf-8")
     with atomic(output.with_suffix(".md")) as temporary:
         temporary.write_text(text + "\n", "utf-8")
     print(text)
-    print(f"\nThe table is in {output.with_suffix('.md')}, .csv and .tex")
+    print(f"\nThe table is in {output.with_suffix('.md')}, .csv, .tex and .html")
 
 
 def _run(entry: dict[str, Any]) -> tuple[Any, ...]:

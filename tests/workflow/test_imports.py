@@ -17,7 +17,7 @@ USERS = {
     "onnx_ir": {"export"},
     "onnxruntime": {"export", "predict"},
     "onnxscript": set(),  # torch imports it for an export
-    "jinja2": {"page"},
+    "jinja2": {"page", "tables"},
     "matplotlib": {"page"},
     "pandas": {"tables"},
     "requests": {"fetch"},

@@ -51,6 +51,9 @@ EDITS = {
     "reporting/figures.mplstyle": {"page"},
     "reporting/page.html": {"page"},
     "reporting/page.js": {"page"},
+    "reporting/page.css": {"tables", "page"},
+    "reporting/sort.js": {"tables", "page"},
+    "reporting/page.py": {"tables", "page"},
     "models/teacher.py": NETWORKS,
     # What changes no number.
     "reporting/inspection.py": {"inspect"},

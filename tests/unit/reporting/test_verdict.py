@@ -6,7 +6,6 @@ import pytest
 
 from synq.reporting.verdict import (
     accepted,
-    lines,
     markdown,
     shares,
     standard_error,
@@ -149,6 +148,6 @@ def test_doubts_are_the_remarks_and_what_the_numbers_say():
 def test_groups_keep_the_order_of_the_runs_and_have_a_line_each():
     found = verdicts([run(bits="w8a8"), run(), run(1)], {}, points=1.0)
     assert [verdict["bits"] for verdict in found] == ["w8a8", "w4a3"]
-    told = lines(found)
+    told = [verdict["line"] for verdict in found]
     assert told[1].startswith("net at w4a3 by synq: accepted; lost 1.00")
     assert markdown(found).count("\n## ") == 2
