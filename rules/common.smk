@@ -325,6 +325,18 @@ def classes(wildcards):
     return shard_classes(wildcards.shard)
 
 
+def verdict_lines(wildcards, threads):
+    """A sentence of each verdict that there is, for the captions of a report.
+
+    A function of the threads, since Snakemake keeps no record of those: they are no reason to rerun.
+    """
+    try:
+        with open(at(layout.VERDICT), encoding="utf-8") as file:
+            return [verdict["line"] for verdict in json.load(file)["verdicts"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def write_jobs():
     """Write what is about to be made, and of which files of settings; ``synq status`` reads it.
 
@@ -333,7 +345,9 @@ def write_jobs():
     path = at(layout.JOBS)
     temporary = f"{path}.tmp.{os.getpid()}"
     content = {
-        "configfiles": [os.path.relpath(name) for name in workflow.overwrite_configfiles],
+        "configfiles": [
+            os.path.relpath(name) for name in workflow.overwrite_configfiles
+        ],
         "cores": workflow.cores,
         "jobs": listed(PLAN),
     }
@@ -422,7 +436,7 @@ INTERMEDIATE = [
 # The files between the stages too: a job that a changed setting started and that was killed has taken
 # its old output with it, and nothing but this list misses it.
 TARGETS = [
-    *(path for name in TABLES for path in tables(name, "md", "csv", "tex")),
+    *(path for name in TABLES for path in tables(name, "md", "csv", "tex", "html")),
     *tables("verdict", "json", "md"),
     PAGE,
     at(layout.FIGURES),

@@ -9,6 +9,12 @@ rule accuracy:
     output:
         markdown=ACCURACY,
         others=tables("accuracy", "csv", "tex"),
+        html=report(
+            tables("accuracy", "html"),
+            caption="../workflow/report/accuracy.rst",
+            category="Tables",
+            labels={"table": "all runs"},
+        ),
         verdict=tables("verdict", "json", "md"),
     log:
         f"{LOGS}/accuracy.log",
@@ -26,6 +32,7 @@ rule accuracy:
         metrics=names_of_runs("metrics"),
         exports=names_of_runs("exports"),
         ceilings=["=".join(pair) for pair in PLAN.ceilings()],
+        verdict=verdict_lines,
         real=[name for name, s in PLAN.image_sets.items() if s.stage == "real"],
         benchmarks=BENCHMARKS,
         accept=flags(PLAN.accept),
@@ -45,12 +52,14 @@ rule ablation:
     input:
         metrics=ablation_metrics,
     output:
-        markdown=report(
-            tables("ablation", "md"),
+        markdown=tables("ablation", "md"),
+        others=tables("ablation", "csv", "tex"),
+        html=report(
+            tables("ablation", "html"),
             caption="../workflow/report/ablation.rst",
             category="Tables",
+            labels={"table": "ablation"},
         ),
-        others=tables("ablation", "csv", "tex"),
     log:
         f"{LOGS}/ablation.log",
     benchmark:
@@ -84,8 +93,19 @@ rule page:
         verdict=at(layout.VERDICT),
         shards=SHARDS,
     output:
-        page=PAGE,
-        figures=directory(at(layout.FIGURES)),
+        page=report(
+            PAGE,
+            caption="../workflow/report/page.rst",
+            category="Result",
+            labels={"page": "verdict, runs, figures"},
+        ),
+        figures=report(
+            directory(at(layout.FIGURES)),
+            patterns=["{figure}.svg"],
+            caption="../workflow/report/figures.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
     log:
         f"{LOGS}/page.log",
     benchmark:
@@ -99,6 +119,7 @@ rule page:
         runtime=minutes(20),
     params:
         results=RESULTS,
+        verdict=verdict_lines,
         code=code("page"),
         made_from=made_from_runs,
     message:
