@@ -118,7 +118,7 @@ rule page:
         mem_mb=megabytes(2000),
         runtime=minutes(20),
     params:
-        results=RESULTS,
+        results=lambda wildcards, output: os.path.dirname(output.page),
         verdict=verdict_lines,
         code=code("page"),
         made_from=made_from_runs,

@@ -84,31 +84,28 @@ def overall(runs: Sequence[Mapping[str, Any]], real: Collection[str]) -> Iterato
 
 
 def of_images(
-    model: str,
-    image_set: str,
+    run: Mapping[str, Any],
     images: numpy.ndarray,
     filtered: numpy.ndarray | None,
     names: Sequence[str],
-    sigma: float,
     *,
     real: bool,
 ) -> Iterator[Drawn]:
-    """One image of each class of a set, and the spectrum of them all, filtered and not.
+    """One image of each class of a run's set, and the spectrum of them all, filtered and not.
 
-    ``images`` are ``[K, C, H, W]`` in [0, 1]; of one or three channels, or else the first is shown.
+    ``images`` are ``[K, C, H, W]`` in [0, 1].
     """
+    model, image_set = run["model"], run["image_set"]
     kind = "real" if real else "synthetic"
     rows = {kind: images}
     curves = {kind: figures.radial_amplitude(images)}
     text = f"{'Real' if real else 'Synthetic'} images of the set {image_set}, a class a column"
     if filtered is not None:
         rows["filtered"], curves["filtered"] = filtered, figures.radial_amplitude(filtered)
-        text += f", and what the training is shown of them: filtered by a blur of {sigma:g} px"
+        sigma = run["settings"]["finetune"]["lowpass_sigma"]
+        text += f", and as {run['method']} trains on them: filtered by a blur of {sigma:g} px"
     noise = numpy.random.default_rng(0).standard_normal(images.shape) * images.std()
     curves["noise"] = figures.radial_amplitude(noise)
-    shown = {
-        label: some if some.shape[1] in (1, 3) else some[:, :1] for label, some in rows.items()
-    }
     yield Drawn(
         f"spectra-{model}-{image_set}",
         f"{model}: spectra of {kind} images",
@@ -120,9 +117,34 @@ def of_images(
         f"images-{model}-{image_set}",
         f"{model}: {kind} images",
         f"{text}.",
-        figures.picture_rows(shown, names),
+        figures.picture_rows({label: _drawable(some) for label, some in rows.items()}, names),
         wide=True,
     )
+
+
+def of_attention(
+    run: Mapping[str, Any],
+    images: numpy.ndarray,
+    maps: Mapping[str, numpy.ndarray],
+    names: Sequence[str],
+) -> Drawn:
+    """Class activation maps ``[K, 1, H, W]`` of the original and a run's students."""
+    rows = {"image": _drawable(images), **maps}
+    title = "{model}: where {bits} by {method} looks".format(**run)
+    return Drawn(
+        "attention-{model}-{image_set}".format(**run),
+        title,
+        f"Grad-CAM for the class of each column, bright where it speaks for that class, of the "
+        f"original network and of its student of seed {run['seed']}, before and after the "
+        "training.",
+        figures.picture_rows(rows, names),
+        wide=True,
+    )
+
+
+def _drawable(images: numpy.ndarray) -> numpy.ndarray:
+    """Images of one or three channels; of any other number the first."""
+    return images if images.shape[1] in (1, 3) else images[:, :1]
 
 
 def of_run(name: str, run: Mapping[str, Any]) -> Iterator[Drawn]:

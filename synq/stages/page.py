@@ -5,7 +5,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -13,12 +13,16 @@ import torch
 from synq.config import layout
 from synq.config.plan import shard_classes
 from synq.data.lowpass import blur_transfer, lowpass
-from synq.errors import ArtifactError, ConfigError
+from synq.errors import ArtifactError, ConfigError, UserError
 from synq.io.artifacts import atomic, read_json
 from synq.io.benchmarks import read_seconds
 from synq.io.hdf5 import refusing
 from synq.io.shards import REMEDY, open_shard
+from synq.io.students import Students
+from synq.models.teacher import read_teacher
+from synq.quantization.student import check_teacher, recipe_of, student_of
 from synq.reporting import figures, gallery
+from synq.reporting.attention import maps
 from synq.reporting.page import Run, Shown, render
 
 PICTURES = 10  # classes of which an image is shown
@@ -198,47 +202,95 @@ def _overall(
     if not measured:
         return
     yield from gallery.overall(measured, verdict["real"])
-    sets = {(run["model"], run["image_set"]): run for run in reversed(measured)}
-    for (model, image_set), run in reversed(sets.items()):
+    # The last run of each set has the fewest bits, as people write a grid.
+    sets = {(run["model"], run["image_set"]): run for run in measured}
+    for (model, image_set), run in sets.items():
         try:
-            yield from _of_images(results, run, real=image_set in verdict["real"])
-        except ArtifactError as error:
+            pictures = _pictures(results, run)
+            yield from _of_images(run, pictures, real=image_set in verdict["real"])
+            yield from _attention(results, run, pictures)
+        except UserError as error:
             missing.append(f"images of {model}, {image_set}: {error}")
 
 
-def _of_images(results: Path, run: Mapping[str, Any], *, real: bool) -> Iterable[gallery.Drawn]:
-    """An image of each of the first classes, filtered as the run's training was shown them."""
+class Pictures(NamedTuple):
+    """Images ``[K, C, H, W]`` as a network takes them, their classes, and how to show them."""
+
+    images: torch.Tensor
+    labels: list[int]
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def shown(self, images: torch.Tensor) -> numpy.ndarray:
+        """Such images, or others that were made of them, in [0, 1] for the most part."""
+        return (images * self.std + self.mean).numpy()
+
+    @property
+    def names(self) -> list[str]:
+        return [str(label) for label in self.labels]
+
+
+def _pictures(results: Path, run: Mapping[str, Any]) -> Pictures:
+    """The first image of each of the first classes."""
     paths = [results / layout.SHARD.format(**{**run, "shard": name}) for name in run["shards"]]
-    images: dict[int, numpy.ndarray] = {}
+    images: dict[int, torch.Tensor] = {}
     for path in paths:
         if len(images) == PICTURES:
             break
         with open_shard(path, run["teacher_sha256"]) as file, refusing(path, REMEDY):
             mean, std = (
-                numpy.asarray(file.attrs[key], dtype="float32")[:, None, None]
+                torch.tensor(file.attrs[key], dtype=torch.float32)[:, None, None]
                 for key in ("mean", "std")
             )
             labels = file["labels"][:]
             for label in shard_classes(path.stem)[: PICTURES - len(images)]:
                 (own,) = numpy.nonzero(labels == label)
                 if len(own):
-                    images[label] = file["images"][own[0]].astype("float32") * std + mean
-    stacked = numpy.stack(list(images.values()))
+                    images[label] = torch.from_numpy(file["images"][own[0]]).float()
+    return Pictures(torch.stack(list(images.values())), list(images), mean, std)
+
+
+def _of_images(
+    run: Mapping[str, Any], pictures: Pictures, *, real: bool
+) -> Iterable[gallery.Drawn]:
+    """The images, and filtered as the run's training was shown them."""
+    images = pictures.images
     settings = run["settings"]["finetune"]
     filtered = None
     if settings["lowpass"] != "off":
-        height, width = stacked.shape[-2:]
+        height, width = images.shape[-2:]
         transfer = blur_transfer(height, width, settings["lowpass_sigma"])
-        filtered = lowpass(torch.from_numpy(stacked), transfer).numpy()
+        filtered = pictures.shown(lowpass(images, transfer))
     return gallery.of_images(
-        run["model"],
-        run["image_set"],
-        stacked,
+        run,
+        pictures.shown(images),
         filtered,
-        [str(label) for label in images],
-        settings["lowpass_sigma"],
+        pictures.names,
         real=real,
     )
+
+
+def _attention(
+    results: Path, run: Mapping[str, Any], pictures: Pictures
+) -> Iterator[gallery.Drawn]:
+    """Where the network looks, and the run's student before and after its training.
+
+    Nothing where the network has no convolution that a map could be of.
+    """
+    inspection = read_json(results / layout.INSPECTION.format(**run), "inspection")
+    layer = inspection["cam_layer"]
+    if layer is None:
+        return
+    network = read_teacher(results / layout.TEACHER.format(**run), torch.device("cpu"))
+    students = Students(results / layout.SNAPSHOTS.format(**run))
+    check_teacher(students.record, network, students.path)
+    models = {"original": network.model}
+    for label, key in (("calibrated", "calibrated"), ("shipped", "selected")):
+        student = student_of(network, recipe_of(students.record, students.path))
+        student.load_state_dict(students.student(run[key]["epoch"]))
+        models[label] = student
+    found = maps(models, layer, pictures.images, torch.tensor(pictures.labels))
+    yield gallery.of_attention(run, pictures.shown(pictures.images), found, pictures.names)
 
 
 def _written(drawn: gallery.Drawn, folder: Path) -> Shown:

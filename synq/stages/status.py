@@ -91,7 +91,7 @@ def _jobs(results: Path) -> tuple[list[Job], float]:
 def _look(results: Path, job: Job, started: float) -> Found:
     log = results / job.log
     if (results / job.output).exists():
-        return Found(job, "done", read_seconds(results / layout.BENCHMARKS / job.seconds))
+        return Found(job, "done", read_seconds(results / job.seconds))
     try:
         written = log.stat().st_mtime
         lines = _lines(log)

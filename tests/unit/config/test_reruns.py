@@ -14,8 +14,8 @@ STAGES = {
     *("fetch", "inspect", "synthesize", "collect", "finetune"),
     *("evaluate_teacher", "evaluate", "export", "tables", "page"),
 }
-STUDENTS = {"finetune", "evaluate", "export"}
-NETWORKS = STAGES - {"tables", "train", "page"}
+STUDENTS = {"finetune", "evaluate", "export", "page"}
+NETWORKS = STAGES - {"tables", "train"}
 
 # An edit of this module, and the stages that it runs again.
 EDITS = {

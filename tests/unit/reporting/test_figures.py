@@ -7,7 +7,7 @@ import numpy
 import pytest
 
 from synq.reporting import figures
-from synq.reporting.gallery import losses, of_images, of_run, overall
+from synq.reporting.gallery import losses, of_attention, of_images, of_run, overall
 
 
 def texts(figure):
@@ -144,10 +144,17 @@ def test_a_run_has_its_curves_and_classes_where_there_are_any():
     assert list(of_run("r", untrained)) == []
 
 
+def test_maps_stand_below_their_images_and_say_whose_they_are():
+    images = numpy.random.default_rng(0).random((2, 4, 8, 8))  # of four channels: the first
+    drawn = of_attention(run(3), images, {"original": images[:, :1]}, ["0", "1"])
+    assert "seed 3" in drawn.caption
+    assert {"image", "original"} <= set(texts(drawn.figure))
+
+
 @pytest.mark.parametrize("real", [True, False])
 def test_images_that_are_not_filtered_are_not_said_to_be(real):
     images = numpy.random.default_rng(0).random((2, 1, 8, 8))
-    spectrum, pictures = of_images("net", "hard", images, None, ["0", "1"], 0.45, real=real)
+    spectrum, pictures = of_images(run(0), images, None, ["0", "1"], real=real)
     assert "filtered" not in pictures.caption
     assert pictures.caption.startswith("Real" if real else "Synthetic")
     assert "filtered" not in texts(spectrum.figure)

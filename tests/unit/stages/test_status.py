@@ -17,7 +17,7 @@ PROGRESS = "epoch 2/4: 10/40, 3.1 steps/s, 00:03 gone, 00:10 left total 0.4"
 def job(number, rule="finetune"):
     name = f"net/w4a4/synq/seed{number}"
     output = f"runs/{name}/student.safetensors"
-    return Job(rule, name, output, f"logs/{rule}/{name}.log", f"{rule}/{name}.tsv")
+    return Job(rule, name, output, f"logs/{rule}/{name}.log", f"benchmarks/{rule}/{name}.tsv")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def write(path, text="", age=0.0):
 
 def done(root, one, seconds):
     write(root / one.output)
-    write(root / "benchmarks" / one.seconds, f"s\th:m:s\n{seconds}\t0:00:10\n")
+    write(root / one.seconds, f"s\th:m:s\n{seconds}\t0:00:10\n")
 
 
 def told(capsys, root, code=0):
