@@ -91,7 +91,7 @@ rule page:
         metrics=RUN_METRICS,
         exports=EXPORTS,
         verdict=at(layout.VERDICT),
-        shards=SHARDS,
+        shards=ancient(SHARDS),
     output:
         page=report(
             PAGE,

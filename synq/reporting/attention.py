@@ -19,8 +19,9 @@ def maps(
     """
     found = {}
     for name, model in models.items():
-        # A frozen network has no graph; one that begins at its images has.
-        seen = images.clone().requires_grad_()
+        # A frozen network has no graph; one that begins at its images has. What it is given is a
+        # copy, since it may alter that in place.
+        seen = images.detach().clone().requires_grad_().clone()
         with recorded({layer: model.get_submodule(layer)}, apart=True) as record:
             scores = model(seen).gather(1, labels[:, None]).squeeze(1)
             size = (images.shape[-2], images.shape[-1])

@@ -13,7 +13,7 @@ import torch
 from synq.config import layout
 from synq.config.plan import shard_classes
 from synq.data.lowpass import blur_transfer, lowpass
-from synq.errors import ArtifactError, ConfigError, UserError
+from synq.errors import ArtifactError, ConfigError, UserError, reason
 from synq.io.artifacts import atomic, read_json
 from synq.io.benchmarks import read_seconds
 from synq.io.hdf5 import refusing
@@ -51,10 +51,10 @@ def write_page(*, results: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True, exist_ok=True)
     shown = [_written(drawn, target) for drawn in _overall(results, measured, verdict, missing)]
+    told = [(run.anchor, run.metrics) for run in runs if run.metrics is not None]
     of_runs = {
-        run.anchor: [_written(d, target) for d in gallery.of_run(run.anchor[4:], run.metrics)]
-        for run in [run for run in runs if run.metrics is not None][:DRAWN]
-        if run.metrics is not None
+        anchor: [_written(d, target) for d in gallery.of_run(anchor.removeprefix("run-"), metrics)]
+        for anchor, metrics in told[:DRAWN]
     }
     page = results / layout.PAGE
     text = render(str(results), verdict["verdicts"], runs, shown, of_runs, missing)
@@ -289,7 +289,12 @@ def _attention(
         student = student_of(network, recipe_of(students.record, students.path))
         student.load_state_dict(students.student(run[key]["epoch"]))
         models[label] = student
-    found = maps(models, layer, pictures.images, torch.tensor(pictures.labels))
+    try:
+        found = maps(models, layer, pictures.images, torch.tensor(pictures.labels))
+    except RuntimeError as error:
+        # Training without maps asks for no gradient here, and the network need not have one.
+        print(f"no maps of where {run['model']} looks: {reason(error)}")
+        return
     yield gallery.of_attention(run, pictures.shown(pictures.images), found, pictures.names)
 
 

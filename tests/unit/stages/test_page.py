@@ -202,3 +202,14 @@ def test_names_and_remarks_are_text_and_no_elements(results):
     assert "<i>gone" in page.words
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert "run-<b>net-w4a4-a</script>-seed0" in json.loads(data[1])
+
+
+def test_a_network_without_maps_has_a_page_all_the_same(results, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("element 0 of tensors does not require grad")
+
+    monkeypatch.setattr("synq.stages.page.maps", fail)
+    page = paged(results)
+    assert missing(page) == ""
+    assert "no maps of where net looks: element 0" in capsys.readouterr().out
+    assert not list((results / "figures").glob("attention*"))
