@@ -47,11 +47,12 @@ onstart:
         print(f"config error: {line}", file=sys.stderr)
     if LACKING:
         sys.exit(2)
+    write_jobs()
 
 
 onsuccess:
     if table_is_current():
         print(
-            f"The accuracy of every run of this config is in {ACCURACY}",
+            f"The accuracy of every run of this config is in {ACCURACY}, all of it in {PAGE}",
             file=sys.stderr,
         )

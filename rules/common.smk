@@ -28,6 +28,7 @@ from synq.config.cost import (
     synthesis_minutes,
 )
 from synq.config.gpus import visible_gpus
+from synq.config.jobs import listed
 from synq.config.needs import needs, refused_widths, unmet
 from synq.config.places import lacking
 from synq.config.plan import MODEL_STAGES, plan, shard_classes
@@ -92,12 +93,14 @@ def tables(name, *suffixes):
     return [at(layout.TABLE, table=name, suffix=suffix) for suffix in suffixes]
 
 
+PAGE = at(layout.PAGE)
 (ACCURACY,) = tables("accuracy", "md")
 TABLES = ["accuracy", *(["ablation"] if PLAN.ablation.methods else [])]
 EXPORTED = [
     run for run in RUNS if PLAN.settings("export", run["model"]).format != "none"
 ]
 EXPORTS = [at(layout.EXPORT, **run) for run in EXPORTED]
+INSPECTIONS = [at(layout.INSPECTION, model=model) for model in PLAN.grid.models]
 RUN_METRICS = [at(layout.METRICS, **run) for run in RUNS]
 
 # The settings of each job, by stage and wildcards: pairs of a section of the config and its values.
@@ -378,6 +381,41 @@ def classes(wildcards):
     return shard_classes(wildcards.shard)
 
 
+def verdict_lines(wildcards, threads):
+    """A sentence of each verdict that there is, for the captions of a report.
+
+    A function of the threads, since Snakemake keeps no record of those: they are no reason to rerun.
+    """
+    try:
+        with open(at(layout.VERDICT), encoding="utf-8") as file:
+            return [verdict["line"] for verdict in json.load(file)["verdicts"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_jobs():
+    """Write what is about to be made, and of which files of settings; ``synq status`` reads it.
+
+    A disk that cannot be written stops the jobs themselves, in words.
+    """
+    path = at(layout.JOBS)
+    temporary = f"{path}.tmp.{os.getpid()}"
+    content = {
+        "configfiles": [
+            os.path.relpath(name) for name in workflow.overwrite_configfiles
+        ],
+        "cores": workflow.cores,
+        "jobs": listed(PLAN),
+    }
+    try:
+        os.makedirs(RESULTS, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+        os.replace(temporary, path)
+    except OSError as error:
+        print(f"{path} cannot be written: {error.strerror}", file=sys.stderr)
+
+
 def table_is_current():
     """Whether the table was written after the metrics of every run of the grid."""
     made_from = [*RUN_METRICS, *EXPORTS]
@@ -460,7 +498,10 @@ INTERMEDIATE = [
 # The files between the stages too: a job that a changed setting started and that was killed has taken
 # its old output with it, and nothing but this list misses it.
 TARGETS = [
-    *(path for name in TABLES for path in tables(name, "md", "csv", "tex")),
+    *(path for name in TABLES for path in tables(name, "md", "csv", "tex", "html")),
+    *tables("verdict", "json", "md"),
+    PAGE,
+    at(layout.FIGURES),
     *RUN_METRICS,
     *EXPORTS,
     *INTERMEDIATE,

@@ -23,6 +23,7 @@ from synq.config.evaluation import Evaluation
 from synq.config.export import Export
 from synq.config.fields import convert, settings_of
 from synq.config.finetune import Finetune
+from synq.config.grid import Accept
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
@@ -222,7 +223,7 @@ COMMANDS = {
     ),
     "sensitivity-figure": Command(
         "sensitivity.draw",
-        "draw what sensitivity found, a bar a layer (needs matplotlib)",
+        "draw what sensitivity found, a bar a layer",
         {
             "sensitivity": _path("the JSON file that sensitivity wrote"),
             "output": _path("the SVG file to write"),
@@ -316,7 +317,7 @@ COMMANDS = {
     ),
     "tables": Command(
         "tables.write_accuracy",
-        "write the accuracy of all runs as .csv, .md and .tex",
+        "write the accuracy of all runs as .csv, .md and .tex, and what to think of it beside them",
         {
             **_METRICS,
             "exports": _path(
@@ -329,9 +330,23 @@ COMMANDS = {
                 default=[],
                 metavar="METHOD=CEILING",
             ),
+            "inspections": _path(
+                "the inspection.json of every model (default: none)",
+                nargs="*",
+                required=False,
+                default=[],
+            ),
+            "real": _word(
+                "image sets that are made of real images (default: none)",
+                required=False,
+                nargs="*",
+                default=[],
+                metavar="SET",
+            ),
             "benchmarks": _path("folder of the stages' seconds", metavar="DIR"),
             **_TABLE,
         },
+        {"accept": Accept},
         computes=False,
     ),
     "ablation": Command(
@@ -341,6 +356,41 @@ COMMANDS = {
             **_METRICS,
             "full": _word("the method that the others are compared with", metavar="NAME"),
             **_TABLE,
+        },
+        computes=False,
+    ),
+    "verdict": Command(
+        "verdict.tell",
+        "say what each quantization lost and whether that is accepted; exit code 1 where it is not",
+        {"results": {"type": Path, "metavar": "RESULTS", "help": "the folder of results"}},
+        computes=False,
+    ),
+    "page": Command(
+        "page.write_page",
+        "write one page of all results, with its figures",
+        {"results": {"type": Path, "metavar": "RESULTS", "help": "the folder of results"}},
+        computes=False,
+    ),
+    "status": Command(
+        "status.status",
+        "say what is done, running, waiting or has failed; at any time, from the files alone",
+        {
+            "results": {
+                "type": Path,
+                "nargs": "?",
+                "default": Path("results"),
+                "metavar": "RESULTS",
+                "help": "the folder of results (default: results)",
+            },
+            "watch": {
+                "type": float,
+                "required": False,
+                "nargs": "?",
+                "const": 10.0,
+                "default": 0.0,
+                "metavar": "SECONDS",
+                "help": "say it again and again, so often (default: once; without a number: 10)",
+            },
         },
         computes=False,
     ),

@@ -36,6 +36,7 @@ EVERYTHING = {
     "evaluate": 2,
     "export": 2,
     "accuracy": 1,
+    "page": 1,
     "all": 1,
 }
 

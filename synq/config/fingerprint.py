@@ -29,7 +29,14 @@ UNCOUNTED = {
 PRODUCTS = {
     "inspect": ("quantization.coverage", "quantization.trace", "reporting.inspection"),
     "sensitivity": ("quantization.coverage", "quantization.trace"),
-    "tables": ("config.published", "config/published.csv"),
+    "tables": (
+        *("config.published", "config/published.csv"),
+        *("reporting/page.css", "reporting/sort.js", "reporting/table.html"),
+    ),
+    "page": tuple(
+        f"reporting/{name}"
+        for name in ("figures.mplstyle", "page.css", "page.html", "page.js", "sort.js")
+    ),
 }
 
 

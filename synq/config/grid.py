@@ -1,4 +1,4 @@
-"""Which runs there are, and which of them are compared."""
+"""Which runs there are, which of them are compared, and what is good enough."""
 
 from dataclasses import dataclass
 
@@ -24,6 +24,20 @@ class Ablation:
 
     full: str = setting("synq", "the method that the others are compared with")
     methods: tuple[str, ...] = setting((), "its rows, names under methods; none: no such table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accept:
+    """What a result is judged by."""
+
+    points: float = setting(
+        -1.0,
+        "top-1 that a shipped student may lose to its full-precision network; left out: nothing is "
+        "judged",
+        unit="points",
+        minimum=0,
+        maximum=100,
+    )
 
 
 def parse_bits(bits: str, where: str = "bits") -> tuple[int, int]:

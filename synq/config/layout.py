@@ -29,6 +29,11 @@ PACKED = f"{RUNS}/{RUN}/student.packed.safetensors"
 EXPORT = f"{RUNS}/{RUN}/export.json"
 
 TABLE = "tables/{table}.{suffix}"
+VERDICT = "tables/verdict.json"
+PAGE = "index.html"
+FIGURES = "figures"
+# What the workflow is about to make, written when it starts: for those who look on.
+JOBS = "jobs.json"
 
 LOGS = "logs"
 BENCHMARKS = "benchmarks"

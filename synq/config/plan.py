@@ -15,7 +15,7 @@ from synq.config.evaluation import Evaluation
 from synq.config.export import Export
 from synq.config.fields import convert, mapping
 from synq.config.finetune import Finetune
-from synq.config.grid import Ablation, Grid, parse_bits
+from synq.config.grid import Ablation, Accept, Grid, parse_bits
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
@@ -43,7 +43,10 @@ IMAGE_STAGES = ("synthesis", "real")
 MODEL_STAGES = tuple(stage for stage in STAGES if stage not in (*METHOD_STAGES, *IMAGE_STAGES))
 
 
-SECTIONS = ("results", "store", "grid", "models", "image_sets", "methods", "ablation", *STAGES)
+SECTIONS = (
+    *("results", "store", "grid", "models", "image_sets", "methods", "ablation", "accept"),
+    *STAGES,
+)
 
 
 # What a method that is like another does not take over.
@@ -88,6 +91,7 @@ class Plan:
     image_sets: Mapping[str, ImageSet]
     methods: Mapping[str, Method]
     ablation: Ablation
+    accept: Accept
     sections: Mapping[str, Mapping[str, Any]]
     model_sections: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -171,8 +175,11 @@ def plan(config: Mapping[str, Any], *, held: Collection[str] = ()) -> Plan:
     _check_grid(grid, models, methods)
     ablation = convert(Ablation, config.get("ablation") or {}, "ablation")
     _check_ablation(ablation, grid, methods)
+    accept = convert(Accept, config.get("accept") or {}, "accept")
     results = _results(config.get("results", "results"))
-    whole = Plan(results, grid, models, image_sets, methods, ablation, sections, model_sections)
+    whole = Plan(
+        results, grid, models, image_sets, methods, ablation, accept, sections, model_sections
+    )
     _check_layers(whole, held)
     return whole
 

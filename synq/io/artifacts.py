@@ -40,6 +40,7 @@ KINDS = {
     "metrics": Kind(3, "evaluate"),
     "export": Kind(2, "export"),
     "packed": Kind(1, "export"),
+    "verdict": Kind(1, "tables"),
 }
 
 # What the system says of a disk that is full, over quota, broken, read-only or somebody else's.

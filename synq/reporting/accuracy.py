@@ -33,6 +33,11 @@ def top1(counts: Tensor) -> float:
     return 100 * int(counts.diagonal().sum()) / int(counts.sum())
 
 
+def per_class(counts: Tensor) -> dict[str, list[int]]:
+    """How many images each class has, and on how many of them the largest logit is its own."""
+    return {"images": counts.sum(1).tolist(), "right": counts.diagonal().tolist()}
+
+
 def doubt(counts: Tensor) -> str:
     """Why this test set does not seem to be the network's own, or nothing."""
     classes = len(counts)

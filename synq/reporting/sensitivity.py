@@ -6,8 +6,6 @@ from typing import Any
 
 import pandas
 
-from synq.errors import ConfigError
-
 # Bars of more layers than this have no names that anybody could read.
 MOST_LAYERS = 60
 
@@ -49,14 +47,11 @@ def _remark(found: Mapping[str, Any]) -> str:
 
 
 def draw_sensitivity(found: Mapping[str, Any], path: Path) -> None:
-    """A bar a layer, as SVG; ConfigError where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "matplotlib draws the figure and is not installed; pip install 'synq[figures]'"
-        ) from None
+    """A bar a layer, as SVG."""
+    # The measuring stage, which imports this module too, draws nothing.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     layers = found["layers"][:MOST_LAYERS]
     # The same bytes for the same numbers.
     with mpl.rc_context({"svg.hashsalt": "synq", "svg.fonttype": "none"}):

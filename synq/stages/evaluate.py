@@ -18,7 +18,7 @@ from synq.io.shards import ImageSource, ShardSet, split
 from synq.io.students import Students
 from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.student import check_teacher, recipe_of, student_of
-from synq.reporting.accuracy import top1
+from synq.reporting.accuracy import per_class, top1
 from synq.runtime.process import prepare, versions
 from synq.stages.evaluate_teacher import predictions, test_images
 
@@ -66,10 +66,12 @@ def evaluate_run(
     student = student_of(network, recipe_of(record, snapshots))
     student.to(next(network.model.parameters()).device)
     accuracies: dict[int, float] = {}
+    classes: dict[int, dict[str, list[int]]] = {}
     for epochs in _groups(students.epochs, student):
         models = [_loaded(student, students.student(epoch)) for epoch in epochs]
         counts = predictions(models, network, images, settings)
         accuracies |= {epoch: top1(own) for epoch, own in zip(epochs, counts, strict=True)}
+        classes |= {epoch: per_class(own) for epoch, own in zip(epochs, counts, strict=True)}
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
     def of(epoch: int) -> dict[str, float]:
@@ -92,6 +94,13 @@ def evaluate_run(
         "epochs": [
             {**entry, "top1": accuracies.get(entry["epoch"])} for entry in record["history"]
         ],
+        "per_class": {
+            "images": classes[0]["images"],
+            # Without a test set it is the teacher's own answers that are counted.
+            "teacher": (reference.get("per_class") or {}).get("right"),
+            "calibrated": classes[0]["right"],
+            "selected": classes[record["selected"]]["right"],
+        },
         "weight_bytes": record["weight_bytes"],
         "widths": record.get("widths"),
         "published": test.published,

@@ -13,7 +13,7 @@ from synq.config.images import TestSet
 from synq.data.datasets import Images, read
 from synq.io.artifacts import write_json
 from synq.models.teacher import Teacher, read_teacher, stored_bytes
-from synq.reporting.accuracy import confusion, doubt, top1
+from synq.reporting.accuracy import confusion, doubt, per_class, top1
 from synq.runtime.process import prepare, versions
 from synq.runtime.progress import progress
 
@@ -23,11 +23,12 @@ def evaluate_teacher(
 ) -> None:
     """Write the full-precision accuracy and size; without a test set the size alone."""
     network = read_teacher(teacher, prepare(device, threads))
-    accuracy, warning, count = None, "", 0
+    accuracy, warning, count, classes = None, "", 0, None
     if test.dataset != "none":
         images = test_images(network, test)
         (counts,) = predictions([network.model], network, images, settings)
         accuracy, warning, count = top1(counts), doubt(counts), len(images)
+        classes = per_class(counts)
     write_json(
         output,
         "teacher metrics",
@@ -37,6 +38,7 @@ def evaluate_teacher(
             "top1": accuracy,
             "warning": warning,
             "test_images": count,
+            "per_class": classes,
             "weight_bytes": stored_bytes(network.model),
             "versions": versions(),
         },

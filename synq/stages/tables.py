@@ -8,9 +8,13 @@ import pandas
 from tabulate import tabulate
 
 from synq.config import layout
+from synq.config.grid import Accept
 from synq.errors import ConfigError
-from synq.io.artifacts import atomic, read_json
+from synq.io.artifacts import atomic, read_json, write_json
+from synq.io.benchmarks import read_seconds
+from synq.reporting.page import render_table
 from synq.reporting.tables import KEYS, ablation_table, accuracy_table, readable, remarks
+from synq.reporting.verdict import markdown, verdicts
 
 
 def write_accuracy(
@@ -20,11 +24,15 @@ def write_accuracy(
     run_folder: Path,
     benchmarks: Path,
     output: Path,
+    accept: Accept,
+    inspections: Sequence[Path] = (),
     ceilings: Sequence[str] = (),
+    real: Sequence[str] = (),
 ) -> None:
-    """Write the accuracy of all runs; ``benchmarks`` holds the stages' seconds.
+    """Write the accuracy of all runs, and the verdict on them as verdict.json and .md beside it.
 
-    ``ceilings`` are words METHOD=CEILING.
+    ``benchmarks`` holds the stages' seconds. ``ceilings`` are words METHOD=CEILING. ``real`` names
+    the image sets that are made of real images.
     """
     for word in ceilings:
         if not all(word.partition("=")):
@@ -37,7 +45,19 @@ def write_accuracy(
         {**run, "seconds": _seconds(benchmarks, run), "export": found.get(_run(run))}
         for run in runs
     ]
-    _write(accuracy_table(entries, pairs), output)
+    looked = [read_json(path, "inspection") for path in inspections]
+    judged = verdicts(
+        entries,
+        {found["model"]: found for found in looked},
+        points=accept.points if accept.points >= 0 else None,
+        real=real,
+    )
+    measured = {layout.METRICS.format(**run): run["students_checksum"] for run in runs}
+    content = {"verdicts": judged, "measured": measured, "real": list(real)}
+    write_json(output.with_name("verdict.json"), "verdict", content)
+    with atomic(output.with_name("verdict.md")) as temporary:
+        temporary.write_text(markdown(judged), "utf-8")
+    _write(accuracy_table(entries, pairs), output, [verdict["line"] for verdict in judged])
 
 
 def write_ablation(*, metrics: Sequence[Path], run_folder: Path, full: str, output: Path) -> None:
@@ -48,11 +68,11 @@ def write_ablation(*, metrics: Sequence[Path], run_folder: Path, full: str, outp
     _write(ablation_table(entries, full), output)
 
 
-def _write(table: pandas.DataFrame, output: Path) -> None:
-    """The numbers as CSV, the readable form as Markdown and LaTeX."""
+def _write(table: pandas.DataFrame, output: Path, closing: Sequence[str] = ()) -> None:
+    """The numbers as CSV, the readable form as Markdown, LaTeX, and HTML that can be sorted."""
     shown = readable(table)
-    markdown = shown.to_markdown(index=False, disable_numparse=True)
-    markdown = "\n\n".join([markdown, *remarks(table)])
+    text = shown.to_markdown(index=False, disable_numparse=True)
+    text = "\n\n".join([text, *remarks(table), *closing])
     latex = tabulate(
         shown.to_numpy().tolist(),
         list(shown.columns),
@@ -63,10 +83,18 @@ def _write(table: pandas.DataFrame, output: Path) -> None:
         table.to_csv(temporary, index=False, float_format="%.4f")
     with atomic(output.with_suffix(".tex")) as temporary:
         temporary.write_text(latex.replace("±", r"$\pm$") + "\n", "utf-8")
+    html = render_table(
+        f"Table: {output.stem}",
+        list(shown.columns),
+        shown.to_numpy().tolist(),
+        [*remarks(table), *closing],
+    )
+    with atomic(output.with_suffix(".html")) as temporary:
+        temporary.write_text(html, "utf-8")
     with atomic(output.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown + "\n", "utf-8")
-    print(markdown)
-    print(f"\nThe table is in {output.with_suffix('.md')}, .csv and .tex")
+        temporary.write_text(text + "\n", "utf-8")
+    print(text)
+    print(f"\nThe table is in {output.with_suffix('.md')}, .csv, .tex and .html")
 
 
 def _run(entry: dict[str, Any]) -> tuple[Any, ...]:
@@ -83,12 +111,6 @@ def _seconds(benchmarks: Path, entry: dict[str, Any]) -> dict[str, float]:
         "evaluate": [layout.EVALUATE_SECONDS.format(**entry)],
     }
     return {
-        stage: sum(_read_seconds(benchmarks / path) for path in paths)
+        stage: sum(read_seconds(benchmarks / path) for path in paths)
         for stage, paths in files.items()
     }
-
-
-def _read_seconds(path: Path) -> float:
-    if not path.is_file():
-        return float("nan")
-    return float(pandas.read_csv(path, sep="\t")["s"].iloc[0])

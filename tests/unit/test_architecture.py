@@ -88,7 +88,13 @@ def test_the_package_loads_what_is_asked_for_and_nothing_before():
     assert "torch" not in after
 
 
-LIGHT = ["cli", "errors", "runtime.devices", *(m for m in modules() if folder(m) == "config")]
+LIGHT = [
+    "cli",
+    "errors",
+    "runtime.devices",
+    "stages.status",
+    *(m for m in modules() if folder(m) == "config"),
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -113,7 +119,9 @@ def test_what_the_snakefile_imports_uses_the_standard_library_alone(module):
             assert roots <= {*sys.stdlib_module_names, "synq"}
 
 
-@pytest.mark.parametrize("stage", ["inspect", "synthesize", "sensitivity", "finetune"])
+@pytest.mark.parametrize(
+    "stage", ["inspect", "synthesize", "sensitivity", "finetune", "tables", "page"]
+)
 def test_no_real_image_is_within_reach_of_a_data_free_stage(stage):
     assert "synthesis.synthesize" in reached("stages.synthesize")
     assert "data.datasets" in reached("stages.evaluate")

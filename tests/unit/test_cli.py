@@ -47,12 +47,18 @@ WRONG = {
     "finetune": " ".join(FINETUNE[1:]),
     "evaluate-teacher": "--teacher none --output o",
     "evaluate": "--teacher none --teacher-metrics m --snapshots s --output o",
+    "sensitivity": "--teacher none --shards s --bits w4a4 --method m --image-set i --seed 0"
+    " --output o",
+    "sensitivity-figure": "--sensitivity none --output o",
     "export": "--teacher none --student s --shards h --output o --packed p --record r",
     "unpack": "--teacher none --packed p --output o",
     "predict": "none i",
     "tables": "--metrics none --benchmarks b --output o",
     "ablation": "--metrics none --full synq --output o",
     "verify": "none",
+    "verdict": "none",
+    "page": "none",
+    "status": "none",
     "collect": "--teacher none --output o --classes 0 --seed 0 --dataset digits",
     "inspect": "--teacher none --json j",
     "synthesize": "--teacher none --output o --classes 0 --seed 0",
@@ -125,6 +131,8 @@ def test_help_has_the_text_default_unit_and_choices_of_a_setting(
     for part in (limits["text"], limits["unit"], *(limits["choices"] or [])):
         assert part in entry
     default = {"": "none", (): "none"}.get(field.default, str(field.default))
+    if isinstance(field.default, tuple) and field.default:
+        default = " ".join(map(str, field.default))
     default = default.lower() if isinstance(field.default, bool) else default
     required = field.default is dataclasses.MISSING
     assert entry.endswith("(required)" if required else f"(default: {default})")

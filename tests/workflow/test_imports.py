@@ -10,14 +10,15 @@ from embedded import embedded_teacher
 
 # What takes from 0.1 s to 2 s of a core to import, and the stages that use it.
 USERS = {
-    "PIL": {"collect", "evaluate", "evaluate_teacher", "predict", "train"},
+    "PIL": {"collect", "evaluate", "evaluate_teacher", "page", "predict", "train"},
     "h5py": {"collect", "evaluate", "export", "fetch", "finetune", "inspect", "synthesize", "train"}
-    | {"evaluate_teacher", "sensitivity", "unpack", "verify"},
+    | {"evaluate_teacher", "page", "sensitivity", "unpack", "verify"},
     "onnx": {"export"},
     "onnx_ir": {"export"},
     "onnxruntime": {"export", "predict"},
     "onnxscript": set(),  # torch imports it for an export
-    "matplotlib": set(),
+    "jinja2": {"page", "tables"},
+    "matplotlib": {"page"},
     "pandas": {"sensitivity", "tables"},
     "requests": {"fetch"},
     "scipy": set(),

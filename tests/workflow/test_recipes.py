@@ -73,7 +73,7 @@ def test_the_workflow_runs_with_all_that_the_recipes_add(clone: Workflow, tmp_pa
     ran = workflow.run(overlay=OVERLAY)
     assert ran.returncode == 0, ran.stdout
     once = ("fetch", "inspect", "evaluate_teacher", "synthesize", "finetune", "evaluate", "export")
-    assert jobs(ran.stdout) == dict.fromkeys((*once, "weigh", "accuracy", "all"), 1)
+    assert jobs(ran.stdout) == dict.fromkeys((*once, "weigh", "accuracy", "page", "all"), 1)
     metrics = json.loads(workflow.bytes(f"{RUN}/metrics.json"))
     assert metrics["epochs"][1]["logits"] > 0
     assert metrics["test_images"] == 10

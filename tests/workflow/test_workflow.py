@@ -57,7 +57,39 @@ def test_one_command_makes_every_result(finished: Workflow) -> None:
     assert [path for path in wanted if not (finished.root / path).is_file()] == []
     lines = finished.first.splitlines()
     own = [line for line in lines if not line.startswith(("Complete log", "Elapsed time"))]
-    assert own[-1] == f"The accuracy of every run of this config is in {TABLE}"
+    page = f"{RESULTS}/index.html"
+    assert own[-1] == f"The accuracy of every run of this config is in {TABLE}, all of it in {page}"
+
+
+def test_every_job_is_listed_with_the_files_that_it_has_left(finished: Workflow) -> None:
+    listed = json.loads(finished.bytes(f"{RESULTS}/jobs.json"))["jobs"]
+    rules = [job["rule"] for job in listed]
+    assert {**{rule: rules.count(rule) for rule in rules}, "all": 1} == EVERYTHING
+    paths = [job[key] for job in listed for key in ("output", "log", "seconds")]
+    assert [path for path in paths if not (finished.root / RESULTS / path).is_file()] == []
+
+
+def test_the_page_of_a_finished_run_is_complete(finished: Workflow) -> None:
+    page = finished.bytes(f"{RESULTS}/index.html").decode()
+    assert "Not complete" not in page
+    assert "experiments/tiny.yaml" in page
+    figures = {path.name for path in (finished.root / RESULTS / "figures").iterdir()}
+    assert {"accuracy-digits-resnet20.svg", "images-digits-resnet20-hard.svg"} <= figures
+
+
+def test_the_report_of_snakemake_says_what_the_run_says(workflow: Workflow) -> None:
+    ran = workflow.run("--report", "report.zip")
+    assert ran.returncode == 0, ran.stdout
+    with zipfile.ZipFile(workflow.root / "report.zip") as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("report.html"))
+        text = archive.read(name).decode()
+        files = {Path(name).name for name in archive.namelist()}
+    lines = json.loads(workflow.bytes(f"{RESULTS}/tables/verdict.json"))["verdicts"]
+    for verdict in lines:
+        assert f"{abs(verdict['lost']):.2f}" in text
+    assert "with 1 seed." in text
+    assert "No real image was used to synthesize, calibrate or train." in text
+    assert {"index.html", "accuracy.html", "accuracy-digits-resnet20.svg"} <= files
 
 
 def test_the_tables_have_a_row_for_each_run(finished: Workflow) -> None:
@@ -116,7 +148,7 @@ def _files(workflow: Workflow) -> list[Path]:
 
 def test_a_deleted_result_is_remade_and_nothing_else(workflow: Workflow) -> None:
     (workflow.root / SYNQ / "metrics.json").unlink()
-    assert jobs(workflow.plan()) == {"evaluate": 1, "accuracy": 1, "all": 1}
+    assert jobs(workflow.plan()) == {"evaluate": 1, "accuracy": 1, "page": 1, "all": 1}
 
 
 def test_the_table_can_be_asked_for_by_its_name(workflow: Workflow) -> None:
@@ -131,7 +163,14 @@ def test_the_table_can_be_asked_for_by_its_name(workflow: Workflow) -> None:
 def test_a_learning_rate_of_a_model_remakes_its_students_alone(workflow: Workflow) -> None:
     overlay = "models: {digits-resnet20: {finetune: {learning_rate: 2.0e-6}}}"
     planned = jobs(workflow.plan(overlay=overlay))
-    assert planned == {"finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
+    assert planned == {
+        "finetune": 2,
+        "evaluate": 2,
+        "export": 2,
+        "accuracy": 1,
+        "page": 1,
+        "all": 1,
+    }
 
 
 def test_a_setting_of_an_image_set_remakes_that_set_and_its_users(workflow: Workflow) -> None:
@@ -142,12 +181,13 @@ def test_a_setting_of_an_image_set_remakes_that_set_and_its_users(workflow: Work
         "evaluate": 1,
         "export": 1,
         "accuracy": 1,
+        "page": 1,
         "all": 1,
     }
     assert shards(text) == {("hard", "classes-0000-0004"), ("hard", "classes-0005-0009")}
 
 
-STUDENTS = {"finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
+STUDENTS = {"finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "page": 1, "all": 1}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +195,7 @@ STUDENTS = {"finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
     [
         ("finetuning/losses.py", STUDENTS),
         ("quantization/convert.py", STUDENTS),
-        ("config/published.py", {"accuracy": 1, "all": 1}),
+        ("config/published.py", {"accuracy": 1, "page": 1, "all": 1}),
         ("reporting/inspection.py", {}),
     ],
 )
@@ -246,6 +286,7 @@ def test_methods_with_the_same_image_set_share_its_shards(workflow: Workflow) ->
         "evaluate": 3,
         "export": 3,
         "accuracy": 1,
+        "page": 1,
         "all": 1,
     }
 
@@ -264,7 +305,7 @@ def test_without_a_test_set_agreement_with_the_teacher_is_measured(workflow: Wor
     ran = workflow.run(overlay="models: {digits-resnet20: {test: {dataset: none}}}")
     assert ran.returncode == 0, ran.stdout
     # The files for a runtime know how images of the test set are cropped.
-    again = {"evaluate_teacher": 1, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1}
+    again = {"evaluate_teacher": 1, "evaluate": 2, "export": 2, "accuracy": 1, "page": 1, "all": 1}
     assert jobs(ran.stdout) == again
     metrics = json.loads(workflow.bytes(f"{SYNQ}/metrics.json"))
     assert metrics["teacher"]["top1"] is None
@@ -391,6 +432,7 @@ def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Work
         "evaluate": 1,
         "export": 1,
         "accuracy": 1,
+        "page": 1,
         "all": 1,
     }
     assert shard.read_bytes() == whole
@@ -403,7 +445,15 @@ def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Work
         (
             "{image_sets: {hard: {target_weight: 3.0}},"
             " methods: {zeroq: {calibration: {clip_ratio: 0.9}}}}",
-            {"synthesize": 2, "finetune": 2, "evaluate": 2, "export": 2, "accuracy": 1, "all": 1},
+            {
+                "synthesize": 2,
+                "finetune": 2,
+                "evaluate": 2,
+                "export": 2,
+                "accuracy": 1,
+                "page": 1,
+                "all": 1,
+            },
         ),
         ("models: {digits-resnet20: {mean: [0.4]}}", EVERYTHING),
     ],

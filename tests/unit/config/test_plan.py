@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from synq.config.fields import flags
 from synq.config.plan import plan, shard_classes, shard_name
 from synq.errors import ConfigError
 
@@ -478,3 +479,24 @@ def test_what_a_method_is_like_is_another_method(config, base):
     config["methods"]["third"] = {"like": "other"}
     config["methods"]["other"] = {"like": base}
     assert message(config).startswith(("methods.other.like names", "methods.third.like names"))
+
+
+def test_nothing_is_judged_unless_the_config_says_by_what(config):
+    assert plan(config).accept.points < 0
+    assert flags(plan(config).accept) == []
+    config["accept"] = {"points": 0}
+    assert flags(plan(config).accept) == ["--points", "0.0"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "text"),
+    [
+        ({"points": -1}, "accept.points is -1.0 points; it must be at least 0"),
+        ({"points": "1 %"}, "accept.points is '1 %', not a number"),
+        ({"loss": 1}, "accept.loss is not a setting"),
+        (1.0, "accept is 1.0, not a mapping"),
+    ],
+)
+def test_a_tolerance_that_is_none_is_refused(config, accept, text):
+    config["accept"] = accept
+    assert text in message(config)

@@ -12,9 +12,9 @@ from synq.config import fingerprint
 
 STAGES = {
     *("fetch", "inspect", "synthesize", "collect", "finetune", "sensitivity"),
-    *("evaluate_teacher", "evaluate", "export", "tables"),
+    *("evaluate_teacher", "evaluate", "export", "tables", "page"),
 }
-STUDENTS = {"finetune", "evaluate", "export"}
+STUDENTS = {"finetune", "evaluate", "export", "page"}
 QUANTIZED = {*STUDENTS, "sensitivity"}
 NETWORKS = STAGES - {"tables", "train"}
 
@@ -24,7 +24,7 @@ EDITS = {
     "finetuning/losses.py": {"finetune"},
     "finetuning/objective.py": {"finetune"},
     "finetuning/training.py": {"finetune"},
-    "data/lowpass.py": {"finetune"},
+    "data/lowpass.py": {"finetune", "page"},
     "quantization/calibration.py": {"finetune", "sensitivity"},
     "quantization/sensitivity.py": {"finetune", "sensitivity"},
     "quantization/mixed.py": {"finetune", "sensitivity"},
@@ -49,6 +49,14 @@ EDITS = {
     "data/datasets.py": {"collect", "evaluate_teacher", "evaluate"},
     "reporting/accuracy.py": {"evaluate_teacher", "evaluate"},
     "reporting/tables.py": {"tables"},
+    "reporting/verdict.py": {"tables", "page"},
+    "reporting/figures.py": {"page"},
+    "reporting/figures.mplstyle": {"page"},
+    "reporting/page.html": {"page"},
+    "reporting/page.js": {"page"},
+    "reporting/page.css": {"tables", "page"},
+    "reporting/sort.js": {"tables", "page"},
+    "reporting/page.py": {"tables", "page"},
     "models/teacher.py": NETWORKS,
     # What changes no number.
     "reporting/inspection.py": {"inspect"},
@@ -61,6 +69,7 @@ EDITS = {
     "config/synthesis.py": set(),
     "config/model.py": set(),
     "config/plan.py": set(),
+    "config/jobs.py": set(),
     "config/pytorchcv_table.py": set(),
     "runtime/progress.py": set(),
     "runtime/devices.py": set(),
@@ -70,6 +79,8 @@ EDITS = {
     "cli.py": set(),
     "api/run.py": set(),
     "stages/verify.py": set(),
+    "stages/verdict.py": set(),
+    "stages/status.py": set(),
     "stages/predict.py": set(),
     "stages/unpack.py": set(),
 }

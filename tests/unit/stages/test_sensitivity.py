@@ -9,13 +9,11 @@ from small_results import RUN, SHARDS, TEACHER
 
 from synq import cli
 from synq.config.calibration import Calibration
-from synq.errors import ConfigError
 from synq.finetuning.resume import begun
 from synq.io.artifacts import read_checkpoint, read_json, write_checkpoint
 from synq.models.teacher import read_teacher
 from synq.quantization.convert import layers_of, packed_bytes
 from synq.quantization.student import read_student
-from synq.reporting.sensitivity import draw_sensitivity
 from synq.stages import finetune, sensitivity
 
 pytestmark = pytest.mark.xdist_group("small results")  # which one process makes, once
@@ -76,7 +74,6 @@ def test_a_folder_with_it_is_verified(measured, monkeypatch, capsys):
 
 
 def test_a_figure_is_the_same_file_for_the_same_numbers(measured, tmp_path):
-    pytest.importorskip("matplotlib")
     paths = [tmp_path / "one.svg", tmp_path / "other.svg"]
     for path in paths:
         arguments = ["--sensitivity", str(measured / PLACE), "--output", str(path)]
@@ -85,12 +82,6 @@ def test_a_figure_is_the_same_file_for_the_same_numbers(measured, tmp_path):
     text = paths[0].read_text("utf-8")
     assert "features.init_block.conv" in text
     assert "<svg" in text
-
-
-def test_without_matplotlib_the_figure_is_one_line(measured, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pip install 'synq\[figures\]'"):
-        draw_sensitivity(read_json(measured / PLACE, "sensitivity"), tmp_path / "x.svg")
 
 
 def trained(made, root, *more):

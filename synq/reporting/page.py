@@ -1,0 +1,260 @@
+"""All results as one page: a file of its own that asks for nothing from outside."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+import synq
+from synq.reporting.verdict import JUDGEMENTS
+
+FOLDER = Path(__file__).parent
+COLUMNS = (
+    *("model", "bits", "method", "seed", "verdict", "full precision", "calibrated"),
+    *("shipped", "lost", "kB", "times smaller", "fine-tuning s"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is there of a run. ``metrics`` is None where it was not measured, or cannot be read."""
+
+    names: Mapping[str, str]
+    metrics: Mapping[str, Any] | None
+    faults: Sequence[str] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def anchor(self) -> str:
+        return "run-{model}-{bits}-{method}-seed{seed}".format(**self.names)
+
+    @property
+    def title(self) -> str:
+        return "{model} {bits} {method} seed {seed}".format(**self.names)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure as it stands in a page."""
+
+    title: str
+    caption: str
+    svg: str
+    wide: bool = False
+
+
+def render(
+    results: str,
+    verdicts: Sequence[Mapping[str, Any]],
+    runs: Sequence[Run],
+    figures: Sequence[Shown],
+    of_runs: Mapping[str, Sequence[Shown]],
+    missing: Sequence[str],
+) -> str:
+    """The page as HTML. ``of_runs`` are figures by the anchor of their run.
+
+    ``missing`` says, a line each, what of the results is not there; the page begins with it.
+    """
+    judged = {(v["model"], v["bits"], v["method"]): v["judgement"] for v in verdicts}
+    measured = [run for run in runs if run.metrics is not None]
+    known = {run.metrics["teacher"]["top1"] is not None for run in measured if run.metrics}
+    told = [
+        {**verdict, "said": JUDGEMENTS[verdict["judgement"]], "headline": _headline(verdict)}
+        for verdict in verdicts
+    ]
+    views = [_view(run, of_runs.get(run.anchor, ())) for run in runs]
+    models = ", ".join(dict.fromkeys(run.names["model"] for run in runs))
+    data = {run.anchor: _compared(run) for run in runs}
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            heading=f"Quantization of {models}" if models else "Quantization: no run yet",
+            css=_text("page.css"),
+            sort=_text("sort.js"),
+            js=_text("page.js"),
+            # In a script no text ends it, whatever a name holds.
+            data=json.dumps(data).replace("<", "\\u003c"),
+            version=synq.__version__,
+            results=results,
+            missing=missing,
+            verdicts=told,
+            columns=COLUMNS,
+            measure=_measure(known),
+            rows=[_row(run, judged) for run in measured],
+            figures=figures,
+            runs=views,
+            parts=_parts(bool(measured), bool(figures), len(runs)),
+        )
+    )
+
+
+def render_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], lines: Sequence[str]
+) -> str:
+    """A table as an HTML file of its own, which its headings sort; ``lines`` stand below it."""
+    shown = [[str(cell) for cell in row] for row in rows]
+    template = _environment().get_template("table.html")
+    return template.render(
+        title=title,
+        columns=columns,
+        rows=shown,
+        lines=lines,
+        css=_text("page.css"),
+        sort=_text("sort.js"),
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["code"] = _code
+    environment.filters["sorted_by"] = _sorted_by
+    return environment
+
+
+def _text(name: str) -> str:
+    return (FOLDER / name).read_text("utf-8")
+
+
+def _sorted_by(cell: str) -> str:
+    """What a cell is sorted by: the mean of ``99.1 ± 0.2``, 1.5 of ``~1.5``, or its text."""
+    found = re.fullmatch(r"~?([+-]?[0-9.]+)( ± [0-9.]+)?", cell)
+    return found[1].lstrip("+") if found else cell
+
+
+def _parts(measured: bool, figures: bool, runs: int) -> list[tuple[str, str]]:
+    parts = [("verdict", "Verdict")]
+    parts += [("table", "All runs")] if measured else []
+    parts += [("figures", "Figures")] if figures else []
+    parts += [("compare", "Compare")] if runs > 1 else []
+    return parts + ([("details", "Each run")] if runs else [])
+
+
+def _measure(known: set[bool]) -> str:
+    texts = {True: "top-1 on the test images", False: "agreement with the original, no test set"}
+    return "In percent: " + (" or ".join(texts[which] for which in sorted(known, reverse=True)))
+
+
+def _headline(verdict: Mapping[str, Any]) -> str:
+    if verdict["full_precision"] is None:
+        return f"Differs on {verdict['lost']:.2f} %"
+    verb = "Gains" if verdict["lost"] < 0 else "Loses"
+    return f"{verb} {abs(verdict['lost']):.2f} points"
+
+
+def _row(run: Run, judged: Mapping[tuple[str, str, str], str]) -> dict[str, Any]:
+    metrics = run.metrics or {}
+    names, full = run.names, metrics["teacher"]["top1"]
+    reached = metrics["selected"]["top1"]
+    size = (metrics.get("export") or {}).get("packed_bytes") or metrics["weight_bytes"]
+    judgement = judged.get((names["model"], names["bits"], names["method"]))
+    words = [names["model"], names["bits"], names["method"]]
+    numbers = [
+        (full, ".2f"),
+        (metrics["calibrated"]["top1"], ".2f"),
+        (reached, ".2f"),
+        ((100.0 if full is None else full) - reached, ".2f"),
+        (size / 1000, ".1f"),
+        (metrics["teacher"]["weight_bytes"] / size, ".1f"),
+        (metrics["seconds"].get("finetune"), ".0f"),
+    ]
+    cells = [
+        *({"text": word, "sort": word, "number": False} for word in words),
+        {"text": names["seed"], "sort": names["seed"], "number": True},
+        {"text": JUDGEMENTS[judgement] if judgement else "", "sort": judgement or "", "number": 0},
+        *(_cell(*number) for number in numbers),
+    ]
+    return {"anchor": run.anchor, "title": run.title, "cells": cells}
+
+
+def _cell(value: float | None, form: str) -> dict[str, Any]:
+    unknown = value is None or math.isnan(value)
+    shown = "" if unknown else format(value, form)
+    return {"text": shown, "sort": "" if unknown else repr(value), "number": True}
+
+
+def _view(run: Run, figures: Sequence[Shown]) -> dict[str, Any]:
+    metrics = run.metrics
+    settings = {} if metrics is None else _flat(metrics["settings"])
+    sections = {"Settings": settings, "Provenance": dict(run.provenance)}
+    return {
+        "anchor": run.anchor,
+        "title": run.title,
+        "summary": _summary(run),
+        "faults": run.faults,
+        "facts": _facts(run),
+        "figures": figures,
+        "command": run.command,
+        "sections": {title: pairs for title, pairs in sections.items() if pairs},
+    }
+
+
+def _summary(run: Run) -> str:
+    if run.metrics is None:
+        return "not measured"
+    text = f"{run.metrics['selected']['top1']:.2f} %"
+    return f"{text}, not complete" if run.faults else text
+
+
+def _facts(run: Run) -> dict[str, str]:
+    metrics = run.metrics
+    if metrics is None:
+        return {}
+    measured = metrics["teacher"]["top1"] is not None
+    count = metrics["test_images"]
+    facts = {
+        "measured on": f"{count} {'test images' if measured else 'held-out synthetic images'}",
+        "full precision": f"{metrics['teacher']['top1']:.2f} %" if measured else "not measured",
+        "calibrated, not trained": f"{metrics['calibrated']['top1']:.2f} %",
+        "shipped": "{top1:.2f} %, epoch {epoch}".format(**metrics["selected"]),
+        "last epoch": "{top1:.2f} %, epoch {epoch}".format(**metrics["last"]),
+        "best epoch by the test labels": "{top1:.2f} %, epoch {epoch}".format(
+            **metrics["best_on_test"]
+        ),
+        "images": f"{metrics['images']} of the set {metrics['image_set']}",
+        "bytes in full precision": f"{metrics['teacher']['weight_bytes']:,}",
+    }
+    if not measured:
+        del facts["best epoch by the test labels"]
+    export = metrics.get("export")
+    if export:
+        facts["bytes packed"] = f"{export['packed_bytes']:,}"
+        facts["bytes in ONNX"] = f"{export['onnx_bytes']:,}"
+        facts["ONNX Runtime and torch agree"] = (
+            f"on {export['agreement']:.2f} % of {export['images']} images of the training"
+        )
+    facts |= {
+        f"seconds of {stage}": f"{value:.0f}"
+        for stage, value in metrics["seconds"].items()
+        if not math.isnan(value)
+    }
+    if metrics["remark"]:
+        facts["remark"] = metrics["remark"]
+    return facts
+
+
+def _compared(run: Run) -> dict[str, str]:
+    settings = {} if run.metrics is None else _flat(run.metrics["settings"])
+    return {"state": "; ".join(run.faults) or "complete", **_facts(run), **settings}
+
+
+def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        f"{section}.{name}": str(value)
+        for section, values in settings.items()
+        for name, value in values.items()
+    }
+
+
+def _code(text: str) -> Markup:
+    """A text with its parts in backquotes as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))

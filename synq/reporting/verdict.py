@@ -1,0 +1,287 @@
+"""What a quantization lost, in words: for who has to accept it and did not run it."""
+
+import math
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from synq.config import layout
+from synq.config.grid import parse_bits
+
+KEYS = ("model", "bits", "method")
+NAMED = 3  # of a long list in one sentence
+
+JUDGEMENTS = {
+    "within": "Accepted",
+    "over": "Not accepted",
+    "unmeasured": "Not accepted, for want of a test set",
+    "none": "Not judged",
+}
+
+
+def standard_error(top1: float, images: int) -> float:
+    """Standard error, in points, of a top-1 in percent on so many independent images.
+
+    Half of Wilson's interval at z = 1 (Wilson, 1927), which is that of the binomial distribution
+    and does not vanish where every image is right.
+    """
+    share = top1 / 100
+    return 100 * math.sqrt(share * (1 - share) / images + 1 / (4 * images**2)) / (1 + 1 / images)
+
+
+def verdicts(
+    runs: Sequence[Mapping[str, Any]],
+    inspections: Mapping[str, Mapping[str, Any]],
+    *,
+    points: float | None,
+    real: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """A verdict for each model, width and method, in the order of the runs; ready for JSON.
+
+    ``runs`` are the contents of metrics.json with that of export.json as ``export``, which may be
+    None. ``inspections`` are those of inspection.json by model. ``points`` is the top-1 that may be
+    lost, None where nothing is judged. ``real`` names the image sets that are made of real images.
+    What is judged is the selected student, which is the one that is shipped.
+    """
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run[key] for key in KEYS), []).append(run)
+    return [
+        _verdict(own, inspections.get(own[0]["model"]), points, real) for own in groups.values()
+    ]
+
+
+def _verdict(
+    runs: Sequence[Mapping[str, Any]],
+    inspection: Mapping[str, Any] | None,
+    points: float | None,
+    real: Collection[str],
+) -> dict[str, Any]:
+    first = runs[0]
+    full, count = first["teacher"]["top1"], first["test_images"]
+    reached = [run["selected"]["top1"] for run in runs]
+    mean = statistics.fmean(reached)
+    # Agreement with the original is counted down from 100.
+    lost = (100.0 if full is None else full) - mean
+    deviation = statistics.stdev(reached) if len(runs) > 1 else None
+    error = standard_error(mean, count)
+    of_mean = math.hypot(error, (deviation or 0) / math.sqrt(len(runs)))
+    judgement = _judgement(lost, points, measured=full is not None)
+    exports = [run.get("export") or {} for run in runs]
+    packed = next((export["packed_bytes"] for export in exports if export), None)
+    size, whole = packed or first["weight_bytes"], first["teacher"]["weight_bytes"]
+    found: dict[str, Any] = {
+        **{key: first[key] for key in KEYS},
+        "seeds": [run["seed"] for run in runs],
+        "full_precision": full,
+        "top1": mean,
+        "lost": lost,
+        "deviation": deviation,
+        "test_images": count,
+        "standard_error": error,
+        "points": points,
+        "judgement": judgement,
+        "bytes": size,
+        "float_bytes": whole,
+        "times_smaller": whole / size,
+        "quantized": None if inspection is None else shares(inspection),
+        "ship": _ship(first, exports[0]),
+    }
+    doubts = [*_doubts(runs, found), *_undecided(found, of_mean)]
+    told = {
+        **found,
+        "doubts": doubts,
+        "words": {
+            "lost": _lost(found),
+            "judged": _judged(found),
+            "quantized": _quantized(found, first),
+            "size": _size(found, packed is not None),
+            "ship": _shipped(found),
+            "unseen": _unseen(first, count, full is not None, first["image_set"] in real),
+        },
+    }
+    return {**told, "line": _summary(told)}
+
+
+def _judgement(lost: float, points: float | None, *, measured: bool) -> str:
+    if points is None:
+        return "none"
+    if not measured:
+        return "unmeasured"
+    # Both are multiples of an image's share; the rest of a sum is not a loss.
+    return "within" if lost <= points + 1e-9 else "over"
+
+
+def shares(inspection: Mapping[str, Any]) -> dict[str, Any]:
+    """How much of a network is quantized, of what its inspection found: layers and multiply-adds.
+
+    ``multiply_adds`` is the share of them in layers whose weights are quantized, and ``inputs`` of
+    those that read a quantized input too; None where none is known.
+    """
+    layers = [part for part in inspection["parts"] if part["role"] == "layer" and part["calls"]]
+    own = [part for part in layers if not part["reason"]]
+    total, done = (sum(part["multiply_adds"] or 0 for part in some) for some in (layers, own))
+    return {
+        "layers": len(own),
+        "of": len(layers),
+        "multiply_adds": done / total if total else None,
+        "inputs": inspection["quantized_inputs"]["multiply_adds_share"],
+        "left": [part["name"] for part in layers if part["reason"]],
+    }
+
+
+def _ship(run: Mapping[str, Any], export: Mapping[str, Any]) -> list[str]:
+    """The files of this run to ship, below the results."""
+    templates = [layout.PACKED, layout.ONNX] if export else [layout.STUDENT]
+    return [template.format(**run) for template in templates]
+
+
+def _lost(found: Mapping[str, Any]) -> str:
+    count = found["test_images"]
+    spread = "" if found["deviation"] is None else f" ± {found['deviation']:.2f}"
+    seeds = _several(len(found["seeds"]), "seed")
+    if found["full_precision"] is None:
+        return (
+            f"names another class than the original on {found['lost']:.2f}{spread} % of "
+            f"{count} held-out synthetic images ({seeds}); its accuracy was not measured"
+        )
+    verb = "gained" if found["lost"] < 0 else "lost"
+    return (
+        f"{verb} {abs(found['lost']):.2f}{spread} points: {found['top1']:.2f} % of "
+        f"{found['full_precision']:.2f} % top-1, mean of {seeds}; {count} test images know it "
+        f"to ± {found['standard_error']:.2f} (standard error)"
+    )
+
+
+def _judged(found: Mapping[str, Any]) -> str:
+    tolerance = "" if found["points"] is None else _several(found["points"], "point")
+    return {
+        "within": f"within the {tolerance} that `accept` allows",
+        "over": f"more than the {tolerance} that `accept` allows",
+        "unmeasured": f"`accept` allows {tolerance}, and no test set says what was lost",
+        "none": "not judged: the config has no `accept: {points: ...}`",
+    }[found["judgement"]]
+
+
+def _quantized(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    weights, activations = parse_bits(found["bits"])
+    ends = run["settings"]["calibration"].get("ends_bits", 0)
+    widths = f"{weights} bits" + (f" (the first and the last layer {ends})" if ends else "")
+    text = f"weights of {widths}, activations of {activations}"
+    part = found["quantized"]
+    if part is None:
+        return f"{text}; how much of the network that is was not looked at"
+    layers = f"{part['layers']} of {part['of']} layers"
+    if part["multiply_adds"] is None:
+        return f"{text}: {layers}; their share of the multiply-adds is not known"
+    text = f"{text}: {layers}, {_percent(part['multiply_adds'])} of the multiply-adds"
+    if part["inputs"] is not None:
+        text += f"; {_percent(part['inputs'])} of them read quantized inputs"
+    return text
+
+
+def _percent(share: float) -> str:
+    """Never 100 % of what is not all of it."""
+    return f"{math.floor(1000 * share) / 10:g} %"
+
+
+def _size(found: Mapping[str, Any], written: bool) -> str:
+    size, whole = (found[key] / 1000 for key in ("bytes", "float_bytes"))
+    where = "packed" if written else "packed, as counted; no such file was written"
+    return f"{found['times_smaller']:.1f} times smaller: {size:.1f} kB {where}, of {whole:.1f} kB"
+
+
+def _shipped(found: Mapping[str, Any]) -> str:
+    files = [f"`{path}`" for path in found["ship"]]
+    text = files[0] + (f", in ONNX Runtime {files[1]}" if files[1:] else "")
+    if len(found["seeds"]) > 1:
+        text += f" (seed {found['seeds'][0]}, the first: to take the best would be to test on it)"
+    return text
+
+
+def _unseen(run: Mapping[str, Any], count: int, measured: bool, real: bool) -> str:
+    made = _several(run["images"], "real image" if real else "synthetic image")
+    training = run["settings"]["finetune"]["epochs"] > 0
+    used = f"{'calibrated and trained' if training else 'calibrated'} on {made}"
+    used += " that the user gave" if real else ", and no real one"
+    if not measured:
+        return f"{used}; nothing was measured on real images"
+    return f"{used}; the {count} test images were used to measure alone, and chose nothing"
+
+
+def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
+    doubts = list(dict.fromkeys(filter(None, (run["remark"] for run in runs))))
+    if len(runs) == 1:
+        doubts.append("one seed: by how much another one differs is not known")
+    calibrated = statistics.fmean(run["calibrated"]["top1"] for run in runs)
+    if found["top1"] < calibrated:
+        doubts.append(
+            f"fine-tuning gained nothing: it was {calibrated:.2f} % calibrated, and is "
+            f"{found['top1']:.2f} % trained"
+        )
+    left = (found["quantized"] or {}).get("left", [])
+    if left:
+        some = ", ".join(left[:NAMED]) + (", ..." if len(left) > NAMED else "")
+        doubts.append(f"{_several(len(left), 'layer')} in full precision: {some}")
+    agreements = [run["export"]["agreement"] for run in runs if run.get("export")]
+    if agreements and min(agreements) < 100:
+        doubts.append(
+            f"ONNX Runtime names another class than torch on {100 - min(agreements):.2f} % of "
+            "the synthetic images"
+        )
+    return doubts
+
+
+def _undecided(found: Mapping[str, Any], error: float) -> list[str]:
+    """A doubt where the loss and what may be lost are closer than twice the standard error."""
+    if found["judgement"] not in ("within", "over"):
+        return []
+    if abs(found["lost"] - found["points"]) > 2 * error:
+        return []
+    return [
+        f"too close to decide: the loss is known to ± {error:.2f} points (standard error, of the "
+        "test images and the seeds), and is no two of these from what is allowed"
+    ]
+
+
+def _several(count: float, what: str) -> str:
+    return f"{count:g} {what}{'' if count == 1 else 's'}"
+
+
+def title(verdict: Mapping[str, Any]) -> str:
+    """The name of what is judged."""
+    return "{model} at {bits} by {method}".format(**verdict)
+
+
+def _summary(verdict: Mapping[str, Any]) -> str:
+    words = verdict["words"]
+    judged = JUDGEMENTS[verdict["judgement"]].lower()
+    return f"{title(verdict)}: {judged}; {words['lost']}; {words['size']}"
+
+
+def markdown(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """The whole of it, a heading each."""
+    parts = ["# Verdict"]
+    for verdict in verdicts:
+        words = verdict["words"]
+        parts.append(f"## {title(verdict)}: {JUDGEMENTS[verdict['judgement']].lower()}")
+        told = [
+            f"- It {words['lost']}.",
+            f"- {_begun(words['judged'])}.",
+            f"- Quantized: {words['quantized']}.",
+            f"- {_begun(words['size'])}.",
+            f"- To ship: {words['ship']}.",
+            f"- {_begun(words['unseen'])}.",
+            *(f"- Doubt: {doubt}." for doubt in verdict["doubts"]),
+        ]
+        parts.append("\n".join(told))
+    return "\n\n".join(parts) + "\n"
+
+
+def _begun(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def accepted(verdicts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all that is judged is within what may be lost."""
+    return all(verdict["judgement"] in ("within", "none") for verdict in verdicts)

@@ -1,0 +1,153 @@
+"""What is said of a quantization, and what follows from it."""
+
+import math
+
+import pytest
+
+from synq.reporting.verdict import (
+    accepted,
+    markdown,
+    shares,
+    standard_error,
+    verdicts,
+)
+
+EXPORT = {"packed_bytes": 2000, "onnx_bytes": 3000, "agreement": 100.0}
+
+
+def part(name, reason="", adds=100, role="layer", calls=1):
+    return {"name": name, "role": role, "calls": calls, "multiply_adds": adds, "reason": reason}
+
+
+def inspection(*parts, inputs=0.5):
+    return {"parts": list(parts), "quantized_inputs": {"multiply_adds_share": inputs}}
+
+
+def run(seed=0, top1=97.0, full=98.0, export=EXPORT, epochs=2, ends=0, **changes):
+    return {
+        "model": "net",
+        "bits": "w4a3",
+        "method": "synq",
+        "seed": seed,
+        "images": 160,
+        "image_set": "hard",
+        "test_images": 1000,
+        "weight_bytes": 1900,
+        "remark": "",
+        "teacher": {"top1": full, "weight_bytes": 12_000},
+        "calibrated": {"top1": 80.0},
+        "selected": {"top1": top1},
+        "settings": {"calibration": {"ends_bits": ends}, "finetune": {"epochs": epochs}},
+        "export": export,
+        **changes,
+    }
+
+
+def judged(*runs, points=None, parts=(), real=()):
+    (found,) = verdicts(
+        runs, {"net": inspection(*parts)} if parts else {}, points=points, real=real
+    )
+    return found
+
+
+def test_the_loss_is_a_mean_over_seeds_with_their_deviation():
+    found = judged(run(0, 96.0), run(1, 97.0), run(2, 98.0))
+    assert found["lost"] == pytest.approx(1)
+    assert found["deviation"] == pytest.approx(1)
+    assert found["words"]["lost"].startswith("lost 1.00 ± 1.00 points: 97.00 % of 98.00 % top-1")
+    assert "mean of 3 seeds; 1000 test images" in found["words"]["lost"]
+
+
+def test_the_standard_error_is_the_binomial_one_and_never_nothing():
+    share = 0.9
+    assert standard_error(90, 10_000) == pytest.approx(
+        100 * math.sqrt(share * (1 - share) / 10_000), rel=1e-3
+    )
+    assert 0 < standard_error(100, 100) < 1
+
+
+@pytest.mark.parametrize(
+    ("points", "judgement", "ok"),
+    [(1.0, "within", True), (1.5, "within", True), (0.9, "over", False), (None, "none", True)],
+)
+def test_a_tolerance_judges_and_none_does_not(points, judgement, ok):
+    found = judged(run(), points=points)
+    assert found["judgement"] == judgement
+    assert accepted([found]) is ok
+    assert ("not judged" in found["words"]["judged"]) is (points is None)
+
+
+def test_without_a_test_set_nothing_is_accepted_and_no_accuracy_is_told():
+    found = judged(run(full=None), points=1.0)
+    assert found["judgement"] == "unmeasured"
+    assert not accepted([found])
+    assert found["words"]["lost"].startswith("names another class than the original on 3.00 % of")
+    assert "test images" not in markdown([found])
+
+
+def test_a_loss_close_to_what_is_allowed_is_doubted_and_a_far_one_is_not():
+    def close(found):
+        return [doubt for doubt in found["doubts"] if doubt.startswith("too close")]
+
+    assert close(judged(run(), run(1), points=1.1))
+    assert not close(judged(run(), run(1), points=5.0))
+    assert not close(judged(run(), run(1)))
+
+
+def test_what_is_quantized_is_a_share_of_the_layers_that_are_called():
+    parts = [part("a"), part("b", "a gate", 300), part("c", calls=0), part("r", role="activation")]
+    found = shares(inspection(*parts))
+    assert (found["layers"], found["of"], found["left"]) == (1, 2, ["b"])
+    assert found["multiply_adds"] == pytest.approx(0.25)
+    verdict = judged(run(), parts=parts)
+    assert verdict["words"]["quantized"] == (
+        "weights of 4 bits, activations of 3: 1 of 2 layers, 25 % of the multiply-adds; "
+        "50 % of them read quantized inputs"
+    )
+    assert "1 layer in full precision: b" in verdict["doubts"]
+
+
+def test_a_share_is_not_rounded_up_to_all_of_it():
+    parts = [part("a", adds=99_999), part("b", "a gate", 1)]
+    assert "99.9 % of the multiply-adds" in judged(run(), parts=parts)["words"]["quantized"]
+
+
+def test_other_bits_of_the_ends_are_said():
+    words = judged(run(ends=8))["words"]["quantized"]
+    assert "weights of 4 bits (the first and the last layer 8)" in words
+
+
+def test_the_file_to_ship_is_the_first_seed_s_and_how_much_smaller_it_is():
+    found = judged(run(3, 90.0), run(4, 99.0))
+    folder = "runs/net/w4a3/synq/seed3"
+    assert found["ship"] == [f"{folder}/student.packed.safetensors", f"{folder}/student.onnx"]
+    assert found["times_smaller"] == 6
+    assert found["words"]["size"] == "6.0 times smaller: 2.0 kB packed, of 12.0 kB"
+    without = judged(run(3, export=None))
+    assert without["ship"] == [f"{folder}/student.safetensors"]
+    assert "no such file was written" in without["words"]["size"]
+
+
+def test_what_was_never_looked_at_is_true_of_the_images():
+    assert "160 synthetic images, and no real one" in judged(run())["words"]["unseen"]
+    few = judged(run(image_set="few-shot"), real=["few-shot"])["words"]["unseen"]
+    assert "160 real images that the user gave" in few
+    assert "no real one" not in few
+    assert judged(run(epochs=0))["words"]["unseen"].startswith("calibrated on")
+
+
+def test_doubts_are_the_remarks_and_what_the_numbers_say():
+    doubts = judged(run(remark="odd", top1=70.0, export={**EXPORT, "agreement": 99.5}))["doubts"]
+    assert doubts[0] == "odd"
+    assert any("one seed" in doubt for doubt in doubts)
+    assert any("fine-tuning gained nothing" in doubt for doubt in doubts)
+    assert any("on 0.50 %" in doubt for doubt in doubts)
+    assert judged(run(0), run(1))["doubts"] == []
+
+
+def test_groups_keep_the_order_of_the_runs_and_have_a_line_each():
+    found = verdicts([run(bits="w8a8"), run(), run(1)], {}, points=1.0)
+    assert [verdict["bits"] for verdict in found] == ["w8a8", "w4a3"]
+    told = [verdict["line"] for verdict in found]
+    assert told[1].startswith("net at w4a3 by synq: accepted; lost 1.00")
+    assert markdown(found).count("\n## ") == 2

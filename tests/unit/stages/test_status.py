@@ -1,0 +1,137 @@
+"""``synq status``: what the files of a workflow that runs elsewhere say of it."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+
+import pytest
+
+from synq import cli
+from synq.config.jobs import Job
+from synq.stages import status
+
+PROGRESS = "epoch 2/4: 10/40, 3.1 steps/s, 00:03 gone, 00:10 left total 0.4"
+
+
+def job(number, rule="finetune"):
+    name = f"net/w4a4/synq/seed{number}"
+    output = f"runs/{name}/student.safetensors"
+    return Job(rule, name, output, f"logs/{rule}/{name}.log", f"benchmarks/{rule}/{name}.tsv")
+
+
+@pytest.fixture
+def results(tmp_path):
+    planned(tmp_path, *(job(number) for number in range(4)))
+    return tmp_path
+
+
+def planned(root, *jobs):
+    content = {"jobs": [asdict(one) for one in jobs], "configfiles": []}
+    (root / "jobs.json").write_text(json.dumps(content))
+
+
+def write(path, text="", age=0.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def done(root, one, seconds):
+    write(root / one.output)
+    write(root / one.seconds, f"s\th:m:s\n{seconds}\t0:00:10\n")
+
+
+def told(capsys, root, code=0):
+    assert cli.main(["status", str(root)]) == code
+    captured = capsys.readouterr()
+    assert not captured.err
+    return captured.out
+
+
+def test_a_folder_that_was_just_begun_waits(results, capsys):
+    assert f"{results}: 4 jobs, 0 done, 4 waiting" in told(capsys, results)
+
+
+def test_each_state_with_the_line_that_tells_most_of_it(results, capsys):
+    done(results, job(0), 12.0)
+    write(results / job(1).log, f"begun\n{PROGRESS}\n")
+    write(results / job(2).log, "begun\nsynq: error: the loss is nan\n")
+    text = told(capsys, results, 1)
+    assert "4 jobs, 1 done, 1 running, 1 failed, 1 waiting" in text
+    assert f"running: finetune net/w4a4/synq/seed1: {PROGRESS}" in text
+    assert "failed: finetune net/w4a4/synq/seed2: synq: error: the loss is nan" in text
+    assert "finetune  1 of 4, 12 s each" in text
+    assert "waiting: 1 of them, about 12 s one by one" in text
+    assert "MB used" in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["torch.OutOfMemoryError: CUDA out of memory", "Killed", "KeyboardInterrupt", "OSError"],
+)
+def test_a_traceback_s_end_is_a_failure(results, capsys, line):
+    write(results / job(0).log, f"Traceback (most recent call last):\n  File\n{line}\n\n")
+    assert f"seed0: {line}" in told(capsys, results, 1)
+
+
+def test_a_line_of_progress_after_an_error_is_a_job_that_goes_on(results, capsys):
+    write(results / job(0).log, f"ConnectionError: tried again\n{PROGRESS}\n")
+    assert "1 running" in told(capsys, results)
+
+
+def test_a_job_that_is_silent_for_long_is_told_so(results, capsys):
+    os.utime(results / "jobs.json", (time.time() - 9000,) * 2)
+    write(results / job(0).log, f"{PROGRESS}\n", age=4000)
+    assert "silent for 4000 s: finetune net/w4a4/synq/seed0: epoch 2/4" in told(capsys, results)
+
+
+def test_what_a_former_workflow_ended_with_waits_for_this_one(results, capsys):
+    write(results / job(0).log, "synq: error: the disk is full\n", age=100)
+    write(results / job(1).log, f"{PROGRESS}\n", age=100)
+    assert "4 jobs, 0 done, 4 waiting" in told(capsys, results)
+
+
+def test_remarks_are_shown_while_it_runs(results, capsys):
+    write(results / "models/net/metrics.json", json.dumps({"warning": "odd test set"}))
+    write(results / "runs/net/w4a4/synq/seed0/metrics.json", json.dumps({"remark": "it rose"}))
+    write(results / "runs/net/w4a4/synq/seed1/metrics.json", "half of a fi")
+    text = told(capsys, results)
+    assert "remark: net: odd test set" in text
+    assert "remark: net: it rose" in text
+
+
+def test_what_a_log_sends_to_a_terminal_is_not_sent_on(results, capsys):
+    write(results / job(0).log, "\x1b[2Jstep 1\rstep 2\x07\n")
+    text = told(capsys, results)
+    assert "step 2" in text
+    assert not {"\x1b", "\x07", "\r"} & set(text)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"jobs": [1]}', '{"jobs": [{"rule": 1}]}'])
+def test_a_damaged_list_of_jobs_is_one_line(results, capsys, content):
+    (results / "jobs.json").write_text(content)
+    assert cli.main(["status", str(results)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be read" in error
+    assert error.count("\n") == 1
+
+
+def test_a_foreign_folder_is_one_line(tmp_path, capsys):
+    for path in (tmp_path, tmp_path / "none"):
+        assert cli.main(["status", str(path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_watching_repeats_until_it_is_interrupted(results, capsys, monkeypatch):
+    waits = iter([None, KeyboardInterrupt])
+
+    def sleep(seconds):
+        assert seconds == 7
+        stop = next(waits)
+        if stop:
+            raise stop
+
+    monkeypatch.setattr(status.time, "sleep", sleep)
+    assert cli.main(["status", str(results), "--watch", "7"]) == 0
+    assert capsys.readouterr().out.count("4 jobs") == 2
