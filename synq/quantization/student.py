@@ -34,6 +34,8 @@ def recipe_from(bits: str, settings: Calibration) -> Recipe:
         weights=settings.weights,
         activations=settings.activations,
         ends=settings.ends_bits,
+        scope=settings.scope,
+        sum_bits=settings.sum_bits,
     )
 
 
