@@ -30,8 +30,8 @@ class Calibration:
     )
     sum_bits: int = setting(
         8,
-        "bits of the image, and of what everything adds; 0: those of the activations",
-        minimum=0,
+        "bits of the image, and of what everything adds",
+        minimum=2,
         maximum=8,
     )
     weight_estimator: str = setting(

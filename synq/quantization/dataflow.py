@@ -31,8 +31,11 @@ from synq.quantization.sites import FORWARD, Calls, Listing, Scope, Site, list_c
 # What reads a tensor: a layer, whose input may get a grid of its own; a step that the kernel before
 # it does at once; anything else that an integer engine computes; what is not known.
 LAYER, STEP, OPERATION, OTHER = "layer", "step", "operation", "other"
-LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
-LAYERS += ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+LAYERS = (
+    *("conv1d", "conv2d", "conv3d", "linear"),
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+)
+CLIPS = ("relu/", "relu6/", "hardtanh/", "clamp/", "maximum/")
 JOINING = ("cat", "stack")
 FLOAT = 32
 
@@ -57,7 +60,7 @@ class Value:
         if self.kind == "activation":
             return recipe.activation_bits
         if self.added:
-            return recipe.width_of_sum
+            return recipe.sum_bits
         if self.parts:
             return max(part.bits(recipe) for part in self.parts)
         return FLOAT
@@ -129,7 +132,7 @@ class Flow(Listing):
             before = len(self.sites)
             result = super().called(caller, key, func, args, kwargs)
             if len(self.sites) > before:
-                clips = key.split("/")[0] in ("relu", "relu6", "hardtanh", "clamp", "maximum")
+                clips = key.startswith(CLIPS)
                 self._note(sources, STEP if clips else OPERATION)
                 value = Value("activation")
                 self._is(result, value)
@@ -150,7 +153,9 @@ class Flow(Listing):
         if name in LAYERS and sources:
             self._note(sources, LAYER)
             path = self.running[-1][0]
-            self.layers.append(LayerCall(caller, path, sources[0][0], _products(caller, result, args)))
+            self.layers.append(
+                LayerCall(caller, path, sources[0][0], _products(caller, result, args))
+            )
         elif name.endswith("_norm"):
             step = all(source.kind in LAYERS for source, _ in sources)
             self._note(sources, STEP if step and name == "batch_norm" else OPERATION)
@@ -283,7 +288,7 @@ def work_of(
         bits = call.input.bits(recipe)
         if recipe.scope != "calls":
             image = call.input.kind == "image"
-            bits = min(bits, recipe.width_of_sum if image else recipe.activation_bits)
+            bits = min(bits, recipe.sum_bits if image else recipe.activation_bits)
         before = layers.get(call.name, (call.name, 0, 0, 0))
         weight = weight_bits.get(call.name, FLOAT)
         layers[call.name] = (

@@ -144,7 +144,7 @@ class Recipe:
     ``ends`` are the bits of the first and the last layer's weights, 0 for those of all; ``keep``
     maps patterns of layers' names (``*.attention.*``) to the bits of their weights. ``scope`` says
     which tensors are quantized beside the weights, and ``sum_bits`` are those of the image and of
-    all that ``everything`` adds, 0 for those of the activations.
+    all that ``everything`` adds.
     """
 
     weight_bits: int
@@ -172,14 +172,9 @@ class Recipe:
     def of_activation(self) -> Quantizer:
         return _kind(ACTIVATIONS, self.activations, "activations")(self.activation_bits)
 
-    @property
-    def width_of_sum(self) -> int:
-        """The bits of the image and of sums."""
-        return self.sum_bits or self.activation_bits
-
     def of_sum(self) -> Quantizer:
         """The quantizer of the image, or of what ``everything`` adds: clipping is for few codes."""
-        quantizer = _kind(ACTIVATIONS, self.activations, "activations")(self.width_of_sum)
+        quantizer = _kind(ACTIVATIONS, self.activations, "activations")(self.sum_bits)
         quantizer.whole = True
         return quantizer
 

@@ -52,27 +52,6 @@ class Site:
     added: bool = False
 
 
-@dataclass
-class Calls:
-    """What one forward called.
-
-    ``counts`` are those of each module's calls by its name; ``fed`` the modules whose input is a
-    function's activation, with nothing but dropout between. ``scope`` is how they were counted, and
-    ``inputs`` the layers whose own input is to be quantized, with whether it is the image.
-    """
-
-    sites: list[Site] = field(default_factory=list)
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    fed: set[nn.Module] = field(default_factory=set)
-    scope: "Scope" = field(default_factory=lambda: Scope())
-    inputs: dict[nn.Module, bool] = field(default_factory=dict)
-
-    @property
-    def functions(self) -> bool:
-        """Whether any site is a function's, or may be."""
-        return self.scope.operations or any(not site.key.startswith(f"{FORWARD}/") for site in self.sites)
-
-
 @dataclass(frozen=True)
 class Scope:
     """Which calls are counted: activations, or with ``operations`` those of ``OPERATIONS`` too.
@@ -98,6 +77,29 @@ class Scope:
         if not found and self.operations and name not in self.closed:
             found = OPERATIONS.get(spoken(func), "")
         return found
+
+
+@dataclass
+class Calls:
+    """What one forward called.
+
+    ``counts`` are those of each module's calls by its name; ``fed`` the modules whose input is a
+    function's activation, with nothing but dropout between. ``scope`` is how they were counted, and
+    ``inputs`` the layers whose own input is to be quantized, with whether it is the image.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    fed: set[nn.Module] = field(default_factory=set)
+    scope: Scope = field(default_factory=Scope)
+    inputs: dict[nn.Module, bool] = field(default_factory=dict)
+
+    @property
+    def functions(self) -> bool:
+        """Whether any site is a function's, or may be."""
+        return self.scope.operations or any(
+            not site.key.startswith(f"{FORWARD}/") for site in self.sites
+        )
 
 
 def site_name(module: str, key: str) -> str:
@@ -395,11 +397,10 @@ class _Route:
     def quantized(self, name: str, module: nn.Module, args: Any, output: Tensor) -> Any:
         """The output of a module that is called several times, by the quantizer of this call."""
         index = self._forwards[-1].counts[name][FORWARD] - 1
-        quantizers: Any = getattr(module, CONTAINER)
-        key = f"{FORWARD}/{index}"
-        if key in quantizers:
-            return quantizers[key](output)
-        return getattr(module, "quantizer")(output) if index == 0 else output
+        key, own = f"{FORWARD}/{index}", getattr(module, CONTAINER)
+        # Of a module's first call, or a gate whose first call needs no grid.
+        quantizer: Any = own[key] if key in own else getattr(module, "quantizer", None)
+        return output if quantizer is None else quantizer(output)
 
 
 def add_sites(student: nn.Module, calls: Calls, recipe: Recipe) -> None:

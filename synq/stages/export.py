@@ -20,7 +20,7 @@ from synq.io.shards import ShardSet
 from synq.models.teacher import read_teacher
 from synq.quantization.onnx import batch_of, to_onnx
 from synq.quantization.packed import pack
-from synq.quantization.student import read_student
+from synq.quantization.student import read_student, recipe_of
 from synq.runtime.process import prepare, versions
 
 BATCH = 64
@@ -78,7 +78,8 @@ def export_student(
         "resized_crop": test.resized_crop,
         "interpolation": test.interpolation,
     }
-    exported = to_onnx(model, network.image_shape, {**about, **shown})
+    integers = recipe_of(made, student).scope == "everything"
+    exported = to_onnx(model, network.image_shape, {**about, **shown}, integers=integers)
     with atomic(output) as temporary:
         onnx_ir.save(exported, temporary)
         onnx.checker.check_model(temporary)

@@ -44,7 +44,7 @@ def test_the_record_says_what_the_file_is_and_how_far_it_agrees(made):
 def already(made, monkeypatch):
     """What was exported before stands for a new export, which takes long."""
     model = made / RUN / "student.onnx"
-    monkeypatch.setattr(export, "to_onnx", lambda *_: onnx_ir.load(model))
+    monkeypatch.setattr(export, "to_onnx", lambda *_, **__: onnx_ir.load(model))
 
 
 def test_at_most_the_images_that_are_asked_for_are_compared(made, already, tmp_path, monkeypatch):
