@@ -12,7 +12,7 @@ What a student with ``scope: everything`` becomes. All passes but the bias are e
 - What moves values and changes none (pooling by the maximum, reshaping) is done with the codes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -40,6 +40,7 @@ def to_integers(model: onnx_ir.Model, opset_of_2_bits: bool) -> int:
     graph = _Graph(model)
     graph.lift_quantizers()
     graph.sink_dequantizers()
+    graph.make_clips_relu()
     narrow = {3: ml_dtypes.uint2} if opset_of_2_bits else {}
     found = 0
     for node in list(model.graph):
@@ -95,12 +96,12 @@ class _Graph:
         mover = value.producer() if value is not None else None
         if value is None or mover is None or mover.op_type not in PASSED:
             return None
-        if len(value.consumers()) > 1:
+        if len(value.consumers()) > 1 or node.outputs[0].is_graph_output():
             return None
         codes = self.insert(mover, "QuantizeLinear", [mover.inputs[0], *grid])
         mover.replace_input_with(0, codes)
         onnx_ir.convenience.replace_all_uses_with(node.outputs[0], value)
-        value.dtype = DataType.UINT8
+        value.type = onnx_ir.TensorType(DataType.UINT8)
         self.graph.remove(node, safe=True)
         return codes.producer()
 
@@ -113,26 +114,41 @@ class _Graph:
             if source is None or source.op_type != "DequantizeLinear":
                 continue
             codes, *grid = source.inputs
-            if constant(codes) is not None or not self._pads_with_zero(node, grid[1]):
+            shown = any(output.is_graph_output() for output in node.outputs)
+            if shown or constant(codes) is not None or not self._pads_with_zero(node, grid[1]):
                 continue
             node.replace_input_with(0, codes)
-            following = next(iter(self._behind(node)), None)
             for output in node.outputs:
-                restored = Value(name=f"{output.name}.values", shape=output.shape, type=output.type)
-                dequantize = Node("", "DequantizeLinear", [output, *grid], outputs=[restored])
+                restored = Value(
+                    name=f"{output.name}.values",
+                    shape=output.shape,
+                    type=onnx_ir.TensorType(DataType.FLOAT),
+                )
                 onnx_ir.convenience.replace_all_uses_with(output, restored)
-                dequantize.replace_input_with(0, output)
-                output.dtype = DataType.UINT8
-                if following is None:
-                    self.graph.append(dequantize)
-                else:
-                    self.graph.insert_before(following, dequantize)
+                inputs = [output, *grid]
+                self.graph.insert_after(
+                    node, Node("", "DequantizeLinear", inputs, outputs=[restored])
+                )
+                output.type = onnx_ir.TensorType(DataType.UINT8)
 
-    def _behind(self, node: Node) -> Iterator[Node]:
-        nodes = iter(self.graph)
-        for other in nodes:
-            if other is node:
-                yield from nodes
+    def make_clips_relu(self) -> None:
+        """ReLU in place of a clip whose upper end the codes behind it have anyway (ReLU6)."""
+        for node in list(self.graph):
+            value, ends = node.outputs[0], [constant(end) for end in node.inputs[1:3]]
+            if node.op_type != "Clip" or len(ends) < 2 or any(end is None for end in ends):
+                continue
+            readers = list(value.consumers())
+            if float(ends[0]) != 0 or [reader.op_type for reader in readers] != ["QuantizeLinear"]:
+                continue
+            scale, zero = (constant(part) for part in readers[0].inputs[1:3])
+            behind = list(readers[0].outputs[0].consumers())
+            last = 255
+            if len(behind) == 1 and behind[0].op_type == "Clip":
+                last = int(constant(behind[0].inputs[2]))
+            if numpy.rint(float(ends[1]) / float(scale)) + int(zero) >= last:
+                relu = self.insert(node, "Relu", [node.inputs[0]])
+                readers[0].replace_input_with(0, relu)
+                self.graph.remove(node, safe=True)
 
     def _pads_with_zero(self, node: Node, zero: Value | None) -> bool:
         """Let padding be with the code of 0; False where it is with another value."""

@@ -66,7 +66,7 @@ def to_onnx(
     network = copy.deepcopy(student).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # What the forward reads: a network may have layers that it does not call.
     weights_read: set[Quantizer] = set()
-    activations_read: set[Quantizer] = set()
+    activations_read: set[_OperatorsOfGrid] = set()
     weights = [*weight_quantizers(network).values()]
     opset = OPSET_OF_2_BITS if any(w.weight_quantizer.bits == 2 for w in weights) else OPSET
     for layer in weights:
@@ -86,7 +86,8 @@ def to_onnx(
         kernels + _narrow(model, types),
         sum(node.op_type == "QuantizeLinear" for node in model.graph),
     )
-    read = (len(weights_read), len(activations_read))
+    # Layers that round one tensor to one grid have one operator.
+    read = (len(weights_read), len({module.values for module in activations_read}))
     if found[0] < read[0] or found[1] < read[1]:
         raise ModelError(
             f"of {read[0]} quantized weights and {read[1]} activations the ONNX "
@@ -187,10 +188,11 @@ class _CodesOfWeight(Quantizer):
 class _OperatorsOfGrid(Quantizer):
     """Rounds an activation by operators of ONNX. Its grid holds 0, as calibration sets it."""
 
-    def __init__(self, quantizer: Quantizer, read: set[Quantizer]) -> None:
+    def __init__(self, quantizer: Quantizer, read: "set[_OperatorsOfGrid]") -> None:
         super().__init__(quantizer.bits)
         self.readers = read
         grid = quantizer.grid(torch.zeros(1))
+        self.values = (float(grid.scale), float(grid.zero_point), grid.bits)
         lo, hi = grid.ends
         self.ends = None if grid.bits == 8 else (float(lo), float(hi))
         # 8 bits, whatever the width: the type costs nothing, and every runtime knows it.
@@ -212,7 +214,7 @@ class _OperatorsOfGrid(Quantizer):
 class _CodesOfGrid(_OperatorsOfGrid):
     """The same with the clip among the codes, where an integer engine has it."""
 
-    def __init__(self, quantizer: Quantizer, read: set[Quantizer]) -> None:
+    def __init__(self, quantizer: Quantizer, read: set[_OperatorsOfGrid]) -> None:
         super().__init__(quantizer, read)
         self.register_buffer("first", torch.tensor(0, dtype=torch.uint8))
         self.register_buffer("last", torch.tensor(2**quantizer.bits - 1, dtype=torch.uint8))

@@ -339,6 +339,8 @@ def another(field, kind):
     if kind is float:
         top = 12.3 if limits["maximum"] is None else limits["maximum"]
         return 0.7 * top if field.default != 0.7 * top else 0.6 * top
+    if kind is int and limits["maximum"] == field.default:
+        return limits["minimum"]
     return {int: min(11, limits["maximum"] or 11), str: "a b/ü", tuple[int, ...]: [3, 11]}[kind]
 
 
