@@ -109,6 +109,17 @@ def test_sums_have_their_own_bits_and_span_the_extremes():
     assert len(student.call_sites["mul/0"](images).unique()) <= 32
 
 
+def test_batchnorm_is_corrected_in_a_student_of_everything():
+    student = student_of("everything", bits=(2, 2))
+    torch.manual_seed(0)
+    teacher = frozen(Everything())
+    images = torch.randn(16, *SHAPE, generator=generator_for(1))
+    before = student.bn2.running_mean.clone()
+    calibrate(student, [images], Calibration(batchnorm="corrected"), teacher)
+    assert not torch.equal(student.bn2.running_mean, before)
+    assert torch.isfinite(student(images)).all()
+
+
 @pytest.mark.parametrize("scope", ["inputs", "everything"])
 @pytest.mark.parametrize("make", [Everything, Plain])
 def test_the_rounding_is_the_only_difference(scope, make):
