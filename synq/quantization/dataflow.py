@@ -298,8 +298,15 @@ def work_of(
             max(bits, before[3]),
         )
     # What a kernel hands on to its own next step is never written down.
-    kept = [v for v in flow.values if set(v.readers) - {STEP}]
-    total = sum(v.elements * v.bits(recipe) for v in kept)
+    total = 0
+    for value in flow.values:
+        readers = set(value.readers) - {STEP}
+        if readers:
+            bits = value.bits(recipe)
+            if readers == {LAYER} and recipe.scope != "calls":
+                own = recipe.sum_bits if value.kind == "image" else recipe.activation_bits
+                bits = min(bits, own)
+            total += value.elements * bits
     return Work([*layers.values()], -(-total // 8))
 
 
