@@ -16,6 +16,7 @@ from synq.quantization.convert import quantize
 from synq.quantization.kernels import is_integer, settle_biases
 from synq.quantization.onnx import to_onnx
 from synq.quantization.quantizers import Recipe
+from synq.quantization.runtime import compared, first_difference
 from synq.runtime.process import generator_for
 
 SHAPE = (3, 12, 12)
@@ -65,7 +66,7 @@ class Plain(nn.Module):
         return self.out(F.max_pool2d(y, 4).flatten(1))
 
 
-def student_of(make, bits, *, settled=True, **recipe):
+def student_of(make, bits, *, settled=True, scope="everything", **recipe):
     torch.manual_seed(0)
     model = make()
     images = torch.randn(32, *SHAPE, generator=generator_for(0))
@@ -76,7 +77,7 @@ def student_of(make, bits, *, settled=True, **recipe):
             layer.momentum = 1.0
     with torch.no_grad():
         model.train()(images)
-    student = quantize(frozen(model), Recipe(*bits, scope="everything", **recipe), SHAPE).eval()
+    student = quantize(frozen(model), Recipe(*bits, scope=scope, **recipe), SHAPE).eval()
     calibrate(student, [images], Calibration(range_estimator="minmax"))
     if settled:
         settle_biases(student, SHAPE)
@@ -178,3 +179,26 @@ def test_biases_of_other_students_stay_as_they_are():
     before = {name: value.clone() for name, value in student.state_dict().items()}
     settle_biases(student, SHAPE)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("scope", ["everything", "calls"])
+def test_the_first_quantizer_whose_codes_differ_is_named(scope, tmp_path):
+    student, images = student_of(Everything, (4, 4), scope=scope)
+    path = tmp_path / "student.onnx"
+    onnx_ir.save(to_onnx(student, SHAPE, {}, integers=scope == "everything"), path)
+    labels = student(images).argmax(1)
+    found = compared(path, student, [(images, labels)], 1)
+    assert (found.images, found.top1_in_torch) == (32, 100)
+    assert found.agreement == found.top1
+    before = first_difference(path, student, images)
+    # A code at the border of two falls to either side.
+    assert before is None or before.share < 1
+    student.bn2.bias.add_(0.5)
+    after = first_difference(path, student, images)
+    assert after.name in ("relu6.quantizer", getattr(before, "name", ""))
+    if before is None:
+        assert after.share > 10
+    student.linear.bias.add_(torch.arange(10.0) * 100)
+    parted = compared(path, student, [(images, labels)], 1)
+    assert parted.agreement < 100
+    assert len(parted.parted) == 8
