@@ -15,6 +15,7 @@ from synq.quantization.calibration import calibrate
 from synq.quantization.convert import quantize
 from synq.quantization.kernels import is_integer, settle_biases
 from synq.quantization.onnx import to_onnx
+from synq.quantization.packed import pack, unpack
 from synq.quantization.quantizers import Recipe
 from synq.quantization.runtime import compared, first_difference
 from synq.runtime.process import generator_for
@@ -202,3 +203,12 @@ def test_the_first_quantizer_whose_codes_differ_is_named(scope, tmp_path):
     parted = compared(path, student, [(images, labels)], 1)
     assert parted.agreement < 100
     assert len(parted.parted) == 8
+
+
+@pytest.mark.parametrize("weights", ["minmax", "learned"])
+@pytest.mark.parametrize("bits", [(8, 8), (3, 4)])
+def test_a_packed_student_of_everything_is_the_same(bits, weights):
+    student, images = student_of(Everything, bits, weights=weights)
+    other, _ = student_of(Everything, bits, settled=False, weights=weights)
+    other.load_state_dict(unpack(*pack(student)), strict=False)
+    assert torch.equal(other(images), student(images))
