@@ -133,7 +133,10 @@ class Result:
             "interpolation": run.test.interpolation,
         }
         student = copy.deepcopy(self.student).cpu()
-        found = write_onnx(Path(path), student, about, self.images, run.export, 0)
+        integers = self.record["recipe"]["scope"] == "everything"
+        found = write_onnx(
+            Path(path), student, about, self.images, run.export, 0, integers=integers
+        )
         packages = {name: importlib.metadata.version(name) for name in PACKAGES}
         return {**about, **found, "versions": {**self.record["versions"], **packages}}
 

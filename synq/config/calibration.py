@@ -30,6 +30,19 @@ class Calibration:
         "grids of the activations, one per tensor: static (as calibrated), learned (LSQ)",
         choices=("static", "learned"),
     )
+    scope: str = setting(
+        "calls",
+        "tensors that are quantized beside the weights: calls (activations where they are called, "
+        "the paper's scheme), inputs (the input of every other layer too), everything (also the "
+        "image, sums, averages, concatenations and logits: a graph of integers alone)",
+        choices=("calls", "inputs", "everything"),
+    )
+    sum_bits: int = setting(
+        8,
+        "bits of the image, and of what everything adds",
+        minimum=2,
+        maximum=8,
+    )
     weight_estimator: str = setting(
         "minmax",
         "where learned grids of weights begin, and squant's are: minmax (extremes), mse (the clip "

@@ -15,6 +15,9 @@ class Export:
     images: int = setting(
         1000, "synthetic images on which the runtime is compared with torch, at most", minimum=1
     )
+    test_images: int = setting(
+        1000, "images of the test set that the runtime classifies too, at most", minimum=0
+    )
     least_agreement: float = setting(
         95.0,
         "the least share of them on which both must name the same class",

@@ -59,8 +59,9 @@ class Objective:
         if ROUNDED in read:
             # Activations that are functions have a name in a network with quantizers alone.
             self.teacher = opened(teacher, image_shape)
-            # A part of the teacher's: some may be kept in full precision.
-            self.rounded = [*activation_quantizers(student)]
+            # Of the student's some may be kept in full precision, and others may be sums.
+            own = activation_quantizers(student)
+            self.rounded = [name for name in activation_quantizers(self.teacher) if name in own]
         self._stack = contextlib.ExitStack()
         self._of_teacher: Features = {}
         self._of_student: Features = {}

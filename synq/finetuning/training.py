@@ -17,6 +17,7 @@ from synq.finetuning import losses
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
 from synq.quantization.convert import weight_quantizers
+from synq.quantization.kernels import settle_biases
 from synq.runtime.process import autocast, generator_for
 from synq.runtime.progress import progress
 from synq.runtime.team import ALONE, Team
@@ -172,6 +173,7 @@ def finetune(
     optimizer = optimizer_for(student, settings)
     _restore(optimizer, named, state.optimizer)
     if not state.history:
+        settle_biases(student, images.shape)
         loss = held_out_loss(teacher, student, images, settings, team)
         state = replace(state, history=({"epoch": 0, "held_out": loss},))
         yield state
@@ -183,6 +185,7 @@ def finetune(
             if part:
                 yield replace(state, optimizer=tensors, part=part)
                 return
+            settle_biases(student, images.shape)
             record["held_out"] = held_out_loss(teacher, student, images, settings, team)
             state = Progress(state.epoch + 1, (*state.history, record), tensors)
             yield state

@@ -27,6 +27,48 @@ _ALWAYS = (
 )
 
 
+# Of these an integer kernel needs to do nothing but clip its result.
+CLIPPING: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+
+
+# What these give holds no value that was not in their input, or zero: codes stay codes.
+PRESERVING = {
+    *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "pad", "dropout"),
+    *("flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
+    *("chunk", "split", "cat", "stack", "getitem", "unbind", "clone", "detach", "to", "roll"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "dropout2d", "expand", "narrow"),
+    "index_select",
+}
+
+
+# What stands between two layers, by the function's name -> its name in that of a site. Where
+# everything is quantized these have codes of their own.
+OPERATIONS: Mapping[str, str] = {
+    **{
+        name: name
+        for name in (
+            *("conv1d", "conv2d", "conv3d", "linear"),
+            *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+            *("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"),
+            *("add", "sub", "mul", "div", "cat", "stack", "mean", "interpolate"),
+            *("avg_pool1d", "avg_pool2d", "avg_pool3d"),
+            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+            *("sigmoid", "hardsigmoid", "tanh"),
+        )
+    },
+    **dict.fromkeys(("iadd", "radd"), "add"),
+    **dict.fromkeys(("isub", "rsub"), "sub"),
+    **dict.fromkeys(("imul", "rmul", "multiply"), "mul"),
+    **dict.fromkeys(("truediv", "itruediv", "rtruediv", "divide"), "div"),
+    **dict.fromkeys(("concat", "concatenate"), "cat"),
+}
+
+
+def spoken(func: Callable[..., Any]) -> str:
+    """The name of a function, without the signs of its spelling."""
+    return str(getattr(func, "__name__", "")).strip("_")
+
+
 # Activations by their arguments: clamp(min=0), clamp(0, 6), maximum(x, 0).
 _BY_ARGUMENTS = {
     "clamp": "clamp",

@@ -77,6 +77,16 @@ def grid_of_range(lo: Tensor, hi: Tensor, bits: int) -> Grid:
     return Grid(1 / inverse, zero_point, inverse, bits)
 
 
+def symmetric_grid(lo: Tensor, hi: Tensor, bits: int) -> Grid:
+    """The grid whose zero point is 0 and whose largest code is the larger end; the first is unused.
+
+    So that the negated codes are codes as well, which a negative factor behind the layer needs.
+    """
+    largest = torch.maximum(lo.abs(), hi.abs())
+    scale = largest.clamp_min(SMALLEST_RANGE) / (2 ** (bits - 1) - 1)
+    return Grid(scale, torch.zeros_like(scale), 1 / scale, bits)
+
+
 def channel_ranges(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Minimum and maximum of each output channel (first axis), shaped to broadcast."""
     flat = weight.detach().flatten(1)

@@ -43,22 +43,23 @@ class Observer:
         # The range always holds 0, which ReLU gives exactly.
         lo, hi = (end.cpu() for end in torch.aminmax(output))
         lo, hi = lo.clamp_max(0), hi.clamp_min(0)
-        if self.settings.range_estimator == "mse":
+        estimator = "minmax" if self.quantizer.whole else self.settings.range_estimator
+        if estimator == "mse":
             clip = best_clip(output, self.quantizer.bits, self.settings.range_power)
             lo, hi = lo * clip, hi * clip
         if self.batches == 0:
             self.lo, self.hi = lo, hi
-        elif self.settings.range_estimator == "minmax":
+        elif estimator == "minmax":
             self.lo, self.hi = torch.minimum(self.lo, lo), torch.maximum(self.hi, hi)
         else:
             # A plain mean over the batches for mse; the exponential one otherwise.
             kept = self.settings.range_momentum
-            if self.settings.range_estimator == "mse":
+            if estimator == "mse":
                 kept = self.batches / (self.batches + 1)
             self.lo = kept * self.lo + (1 - kept) * lo
             self.hi = kept * self.hi + (1 - kept) * hi
         self.batches += 1
-        ratio = self.settings.clip_ratio
+        ratio = 1.0 if self.quantizer.whole else self.settings.clip_ratio
         self.quantizer.set_range(self.lo * ratio, self.hi * ratio)
 
 
@@ -161,6 +162,11 @@ class BatchNormCorrection:
         self._wanted[name] = _moments(args[0])
 
     def _correct(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # What is computed here is none of the calls of the layer's own, which are counted.
+        with torch._C.DisableTorchFunction():
+            self._move(name, layer, args)
+
+    def _move(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         mean, variance = _moments(args[0])
         wanted_mean, wanted_variance = self._wanted[name]
         shift = mean - wanted_mean

@@ -7,11 +7,16 @@ its output. What is called as a function, or called again, is quantized in ``sit
 In a transformer the input of each linear layer is quantized as well: behind LayerNorm, behind the
 attention, behind GELU. Softmax, the products of queries with keys and of attention with values,
 LayerNorm and residual sums stay in full precision.
+
+That is the scope ``calls``, the paper's. With ``inputs`` every layer whose input is on no grid gets
+a quantizer of it, and with ``everything`` so does what is added, averaged, multiplied or joined
+between the layers (``dataflow``).
 """
 
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +26,7 @@ from synq.errors import ModelError
 from synq.models.structure import LINEAR, attention_layers
 from synq.quantization import attention
 from synq.quantization.activations import QUANTIZABLE
+from synq.quantization.dataflow import list_scope
 from synq.quantization.layers import (
     QuantConv2d,
     QuantConvTranspose2d,
@@ -29,7 +35,7 @@ from synq.quantization.layers import (
     QuantMultiheadAttention,
 )
 from synq.quantization.quantizers import FullPrecision, Quantizer, Recipe
-from synq.quantization.sites import CONTAINER, Calls, add_sites, list_calls, site_name
+from synq.quantization.sites import CONTAINER, Calls, add_sites, site_name
 
 # By their exact type: a subclass may use its weight in another way.
 WEIGHTED: Mapping[type[nn.Module], Any] = {
@@ -53,9 +59,13 @@ def quantize(
     nothing to quantize, or nothing to quantize the activations after.
     """
     _open_attention(model)
-    calls = list_calls(model, image_shape) if image_shape else Calls()
+    if image_shape is None and recipe.scope != "calls":
+        raise ModelError(f"the scope {recipe.scope} needs the shape of an image, to be found out")
+    calls = list_scope(model, image_shape, recipe) if image_shape else Calls()
     opened = {layer for layer in attention.open_inputs(model) if layer not in calls.fed}
-    inputs = _replace_layers(model, recipe, opened)
+    new = _replace_layers(model, recipe, {**dict.fromkeys(opened, False), **calls.inputs})
+    inputs = sum(getattr(layer, "input", None) is not None for layer in new.values())
+    calls.sites = [replace(site, module=new.get(site.module, site.module)) for site in calls.sites]
     behind = {name: m for name, m in model.named_modules() if type(m) in QUANTIZABLE}
     repeated = {site.module for site in calls.sites}
     for name, module in behind.items():
@@ -76,7 +86,7 @@ def quantize(
 def quantize_layers(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Turn the layers alone into quantized ones, in place, and leave activations as they are."""
     _open_attention(model)
-    _replace_layers(model, recipe, {*attention.open_inputs(model)})
+    _replace_layers(model, recipe, dict.fromkeys(attention.open_inputs(model), False))
     return model
 
 
@@ -89,23 +99,29 @@ def _open_attention(model: nn.Module) -> None:
     attention.forgo_fast_paths(model)
 
 
-def _replace_layers(model: nn.Module, recipe: Recipe, opened: set[nn.Linear]) -> int:
-    """Put quantized layers in place of float ones; how many inputs are quantized."""
+def _replace_layers(
+    model: nn.Module, recipe: Recipe, opened: Mapping[nn.Module, bool]
+) -> dict[nn.Module, nn.Module]:
+    """Put quantized layers in place of float ones, and give the new for the old.
+
+    ``opened`` get a quantizer of their input, and say whether that is the image.
+    """
     kinds = {**WEIGHTED, nn.MultiheadAttention: QuantMultiheadAttention}
     layers = {name: m for name, m in model.named_modules() if type(m) in kinds}
-    inputs = 0
+    replaced: dict[nn.Module, nn.Module] = {}
     for position, (name, layer) in enumerate(layers.items()):
         new = kinds[type(layer)].from_float(layer)
         new.weight_quantizer = recipe.of_weight(name, position, len(layers), new.axes())
         if layer in opened or isinstance(new, QuantMultiheadAttention):
-            new.input = recipe.of_activation(f"{name}.input")
-            inputs += 1
+            own = f"{name}.input"
+            new.input = recipe.of_sum(own) if opened.get(layer) else recipe.of_activation(own)
+        replaced[layer] = new
         # A layer may have several places.
         for module in [*model.modules()]:
             for place, child in module.named_children():
                 if child is layer:
                     setattr(module, place, new)
-    return inputs
+    return replaced
 
 
 def _quantized_output(module: nn.Module, args: Any, output: Tensor) -> Any:

@@ -9,10 +9,18 @@ from synq.quantization.quantizers import Quantizer
 
 
 class QuantizedWeight(nn.Module):
-    """What the quantized layers share: the quantizer of the weight, and the weight it rounds."""
+    """What the quantized layers share: the quantizer of the weight, and the weight it rounds.
+
+    And that of the input, where no activation gives it and the scope or a transformer asks for one.
+    """
 
     weight: Tensor
     weight_quantizer: Quantizer
+    input: Quantizer | None
+
+    def entered(self, values: Tensor) -> Tensor:
+        """The input as the layer reads it."""
+        return values if self.input is None else self.input(values)
 
     def rounded(self, weight: Tensor) -> Tensor:
         """``weight``, whose first axis are the output channels, as its codes say."""
@@ -46,16 +54,15 @@ class QuantConv2d(QuantizedWeight, nn.Conv2d):
     def from_float(cls, layer: nn.Conv2d) -> Self:
         new = cls(**_geometry(layer))
         _taking_over(new, layer, ("weight", "bias"))
+        new.input = None
         return new
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.quantized_weight(), self.bias)
+        return self._conv_forward(self.entered(input), self.quantized_weight(), self.bias)
 
 
 class QuantLinear(QuantizedWeight, nn.Linear):
     """A linear layer with fake-quantized weights, and of a transformer with a quantized input."""
-
-    input: Quantizer | None
 
     @classmethod
     def from_float(cls, layer: nn.Linear) -> Self:
@@ -67,9 +74,7 @@ class QuantLinear(QuantizedWeight, nn.Linear):
 
     def product(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """``input`` times the weight, plus a bias that need not be the layer's own."""
-        if self.input is not None:
-            input = self.input(input)
-        return nn.functional.linear(input, self.quantized_weight(), bias)
+        return nn.functional.linear(self.entered(input), self.quantized_weight(), bias)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.product(input, self.bias)
@@ -77,8 +82,6 @@ class QuantLinear(QuantizedWeight, nn.Linear):
 
 class QuantMultiheadAttention(QuantizedWeight, OpenMultiheadAttention):
     """An attention with a quantized fused weight, a grid for each of its rows, and its input."""
-
-    input: Quantizer
 
     @classmethod
     def from_float(cls, layer: nn.MultiheadAttention) -> Self:
@@ -97,10 +100,6 @@ class QuantMultiheadAttention(QuantizedWeight, OpenMultiheadAttention):
     def weight(self) -> Tensor:  # type: ignore[override]
         return self.in_proj_weight
 
-    def entered(self, tokens: Tensor) -> Tensor:
-        entered: Tensor = self.input(tokens)
-        return entered
-
     def projection(self) -> Tensor:
         return self.quantized_weight()
 
@@ -112,6 +111,7 @@ class QuantConvTranspose2d(QuantizedWeight, nn.ConvTranspose2d):
     def from_float(cls, layer: nn.ConvTranspose2d) -> Self:
         new = cls(**_geometry(layer), output_padding=layer.output_padding)  # type: ignore[arg-type]
         _taking_over(new, layer, ("weight", "bias"))
+        new.input = None
         return new
 
     def by_output(self, weight: Tensor) -> Tensor:
@@ -121,6 +121,7 @@ class QuantConvTranspose2d(QuantizedWeight, nn.ConvTranspose2d):
         return swap_channels(super().quantized_weight(), self.groups)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        input = self.entered(input)
         geometry: Any = (self.stride, self.padding, self.dilation)
         stride, padding, dilation = geometry
         more = self._output_padding(

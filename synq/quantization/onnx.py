@@ -2,8 +2,9 @@
 
 Weights are ``DequantizeLinear`` of UINT2, UINT4 or UINT8, the narrowest that holds their codes;
 activations are ``QuantizeLinear`` to UINT8, ``DequantizeLinear``, and for less than 8 bits ``Clip``
-to the grid's ends. Three things look like detours, and keep ONNX Runtime's default optimizations
-from computing something else:
+to the grid's ends. A student of which every tensor has codes is written in another way
+(``integers``). Of all others three things look like detours, and keep ONNX Runtime's default
+optimizations from computing something else:
 
 - BatchNorm stays a layer of its own. Folded into a bias, that bias is rounded to integers, and at 4
   bits every fifteenth answer changes.
@@ -16,7 +17,7 @@ from computing something else:
 import copy
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy
@@ -28,8 +29,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from synq.errors import ModelError, reason
-from synq.quantization.affine import SMALLEST_RANGE, Grid, channel_ranges
 from synq.quantization.convert import activation_quantizers, weight_quantizers
+from synq.quantization.integers import to_integers
+from synq.quantization.kernels import Codes, codes_of
 from synq.quantization.quantizers import Quantizer
 
 OPSET = 21
@@ -49,17 +51,22 @@ TYPES: dict[int, Any] = {15: ml_dtypes.uint4, 255: numpy.uint8, 65_535: numpy.ui
 
 
 def to_onnx(
-    student: nn.Module, image_shape: tuple[int, int, int], record: Mapping[str, Any]
+    student: nn.Module,
+    image_shape: tuple[int, int, int],
+    record: Mapping[str, Any],
+    *,
+    integers: bool = False,
 ) -> onnx_ir.Model:
     """The student with input ``images`` ``[N, C, H, W]`` and output ``logits`` ``[N, classes]``.
 
     N is 1 where the network's code does not let it vary. ``record`` becomes the model's metadata.
+    A student with ``scope: everything`` is to be one of ``integers`` (see that module).
     Raises ModelError where torch cannot export it.
     """
     network = copy.deepcopy(student).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # What the forward reads: a network may have layers that it does not call.
     weights_read: set[Quantizer] = set()
-    activations_read: set[Quantizer] = set()
+    activations_read: set[_OperatorsOfGrid] = set()
     weights = [*weight_quantizers(network).values()]
     opset = OPSET_OF_2_BITS if any(w.weight_quantizer.bits == 2 for w in weights) else OPSET
     for layer in weights:
@@ -69,15 +76,21 @@ def to_onnx(
     # Behind 8 bits, which have no Clip, ONNX Runtime makes QGemm of Gemm, which has no 2 bits.
     least_of_gemm = 4 if any(quantizer.bits == 8 for quantizer in activations.values()) else 0
     for name, quantizer in activations.items():
-        network.set_submodule(name, _OperatorsOfGrid(quantizer, activations_read))
+        operators = _CodesOfGrid if integers else _OperatorsOfGrid
+        network.set_submodule(name, operators(quantizer, activations_read))
     model = _exported(_Flat(network), image_shape, opset, batch=2)
     if batch_of(model):
         # The network's code takes the number of images for a constant.
         model = _exported(_Flat(network), image_shape, opset, batch=1)
     types = {3: ml_dtypes.uint2, **TYPES} if opset == OPSET_OF_2_BITS else TYPES
-    narrowed = _narrow(model, types, least_of_gemm)
-    found = (narrowed, sum(node.op_type == "QuantizeLinear" for node in model.graph))
-    read = (len(weights_read), len(activations_read))
+    kernels = to_integers(model, opset_of_2_bits=opset == OPSET_OF_2_BITS) if integers else 0
+    RemoveUnusedNodesPass()(model)
+    found = (
+        kernels + _narrow(model, types, least_of_gemm),
+        sum(node.op_type == "QuantizeLinear" for node in model.graph),
+    )
+    # Layers that round one tensor to one grid have one operator.
+    read = (len(weights_read), len({module.values for module in activations_read}))
     if found[0] < read[0] or found[1] < read[1]:
         raise ModelError(
             f"of {read[0]} quantized weights and {read[1]} activations the ONNX "
@@ -148,30 +161,6 @@ def _exported(
     return program.model
 
 
-class Codes(NamedTuple):
-    """A weight as ``(codes - zeros) * scales``; the latter two have an entry per output channel."""
-
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor
-
-
-def codes_of(weight: Tensor, grid: Grid) -> Codes:
-    """The codes of a weight ``[out, ...]`` on its grid, none of them and no zero point below 0."""
-    axes = (-1,) + (1,) * (weight.dim() - 1)
-    codes, scales = grid.codes(weight) + grid.half, grid.scale.flatten()
-    zeros = grid.zero_point.flatten() + grid.half
-    # A channel without 0 in its range has a zero point beyond the codes: both move.
-    moved = (-zeros).clamp_min(0)
-    codes, zeros = codes + moved.view(axes), zeros + moved
-    # A channel of one value has no scale of its own; that value is one.
-    lo, hi = (end.flatten() for end in channel_ranges(weight))
-    single = (lo == hi) & (lo != 0) & (grid.scale.flatten() < SMALLEST_RANGE)
-    codes = torch.where(single.view(axes), (lo > 0).float().view(axes), codes)
-    zeros = torch.where(single, (lo < 0).float(), zeros)
-    return Codes(codes, torch.where(single, lo.abs(), scales), zeros)
-
-
 class _CodesOfWeight(Quantizer):
     """Gives a weight from its codes; as it is rounded where those need more than 16 bits."""
 
@@ -202,10 +191,11 @@ class _CodesOfWeight(Quantizer):
 class _OperatorsOfGrid(Quantizer):
     """Rounds an activation by operators of ONNX. Its grid holds 0, as calibration sets it."""
 
-    def __init__(self, quantizer: Quantizer, read: set[Quantizer]) -> None:
+    def __init__(self, quantizer: Quantizer, read: "set[_OperatorsOfGrid]") -> None:
         super().__init__(quantizer.bits)
         self.readers = read
         grid = quantizer.grid(torch.zeros(1))
+        self.values = (float(grid.scale), float(grid.zero_point), grid.bits)
         lo, hi = grid.ends
         self.ends = None if grid.bits == 8 else (float(lo), float(hi))
         # 8 bits, whatever the width: the type costs nothing, and every runtime knows it.
@@ -224,6 +214,30 @@ class _OperatorsOfGrid(Quantizer):
         return restored.clamp(*self.ends) if self.ends else restored
 
 
+class _CodesOfGrid(_OperatorsOfGrid):
+    """The same with the clip among the codes, where an integer engine has it."""
+
+    def __init__(self, quantizer: Quantizer, read: set[_OperatorsOfGrid]) -> None:
+        super().__init__(quantizer, read)
+        self.register_buffer("first", torch.tensor(0, dtype=torch.uint8))
+        self.register_buffer("last", torch.tensor(2**quantizer.bits - 1, dtype=torch.uint8))
+
+    def rounded(self, values: Tensor) -> Tensor:
+        self.readers.add(self)
+        grid = (self.get_buffer("scale"), self.get_buffer("zero_point"))
+        codes = torch.onnx.ops.symbolic(
+            "QuantizeLinear", (values, *grid), dtype=torch.uint8, shape=values.shape
+        )
+        if self.bits < 8:
+            ends = (self.get_buffer("first"), self.get_buffer("last"))
+            codes = torch.onnx.ops.symbolic(
+                "Clip", (codes, *ends), dtype=torch.uint8, shape=values.shape
+            )
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", (codes, *grid), dtype=torch.float32, shape=values.shape
+        )
+
+
 def _narrow(model: onnx_ir.Model, types: Mapping[int, Any], least_of_gemm: int) -> int:
     """Give the weights' codes the narrowest type that holds them; how many weights there are.
 
@@ -233,6 +247,8 @@ def _narrow(model: onnx_ir.Model, types: Mapping[int, Any], least_of_gemm: int) 
     for node in model.graph:
         source = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         if source is None or source.const_value is None:
+            continue
+        if source.dtype in (onnx_ir.DataType.INT8, onnx_ir.DataType.INT32):
             continue
         codes, zeros = (_array(node.inputs[index]) for index in (0, 2))
         largest = max(int(codes.max()), int(zeros.max()))

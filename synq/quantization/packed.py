@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from synq.errors import ArtifactError, ModelError, reason
 from synq.models.weights import COUNTER
-from synq.quantization.affine import Grid, channel_ranges, fake_quantize, grid_of_range
+from synq.quantization.affine import (
+    Grid,
+    channel_ranges,
+    fake_quantize,
+    grid_of_range,
+    symmetric_grid,
+)
 from synq.quantization.convert import activation_quantizers, weight_quantizers
 from synq.quantization.layers import (
     QuantConvTranspose2d,
@@ -59,6 +65,8 @@ def pack(student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors |= {f"{key}.{part}": value for part, value in _packed_weight(layer).items()}
             shape = list(layer.by_output(layer.weight).shape)
             weights[key] = {"bits": layer.weight_quantizer.bits, "shape": shape}
+            if layer.weight_quantizer.symmetric:
+                weights[key]["symmetric"] = True
             if isinstance(layer, QuantConvTranspose2d):
                 weights[key]["groups"] = layer.groups
     for part, values in _packed_activations(activations).items():
@@ -123,7 +131,9 @@ def _unpacked(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[
         codes = codes_in(packed["codes"], bits, math.prod(shape)).view(shape)
         values = _values(packed, codes)
         if "range" in packed:
-            values = _within(values, codes, packed["range"], bits)
+            make = symmetric_grid if about.get("symmetric") else grid_of_range
+            lo, hi = (end.view((-1,) + (1,) * (values.dim() - 1)) for end in packed["range"])
+            values = _within(values, codes, lo, hi, make(lo, hi, bits))
         state[key] = swap_channels(values, about["groups"]) if "groups" in about else values
     for name in [name for name in rest if name.startswith(f"{ACTIVATIONS}.")]:
         own, values = name.removeprefix(f"{ACTIVATIONS}."), rest.pop(name)
@@ -134,14 +144,11 @@ def _unpacked(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[
     return state | {alias: state[key] for alias, key in layout["aliases"].items()}
 
 
-def _within(rounded: Tensor, codes: Tensor, ends: Tensor, bits: int) -> Tensor:
-    """Weights from ``ends[0]`` to ``ends[1]`` in each channel that are rounded to ``rounded``.
+def _within(rounded: Tensor, codes: Tensor, lo: Tensor, hi: Tensor, grid: Grid) -> Tensor:
+    """Weights from ``lo`` to ``hi`` in each channel that the grid rounds to ``rounded``.
 
     They are those themselves, but for the smallest and the largest, which are the ends.
     """
-    axes = (-1,) + (1,) * (rounded.dim() - 1)
-    lo, hi = (end.view(axes) for end in ends)
-    grid = grid_of_range(lo, hi, bits)
     values = rounded.clamp(lo, hi)
     wrong = fake_quantize(values, grid) != rounded
     if wrong.any():

@@ -23,6 +23,7 @@ from synq.quantization.affine import (
     fake_quantize,
     grid_of_range,
     learned_quantize,
+    symmetric_grid,
 )
 
 
@@ -31,8 +32,11 @@ class Quantizer(nn.Module):
 
     ``axes`` is the shape of scale and zero point: ``(C, 1, 1, 1)`` for the weight of a convolution
     (per output channel), ``()`` per tensor. While an ``observer`` is set it is shown every tensor
-    before that is rounded.
+    before that is rounded. A ``symmetric`` one has its zero point at 0, and a ``whole`` one spans
+    the extremes, whatever the estimator of ranges.
     """
+
+    symmetric = whole = False
 
     def __init__(self, bits: int, axes: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -46,8 +50,12 @@ class Quantizer(nn.Module):
 
     def grid(self, values: Tensor) -> Grid:
         """The grid that ``values`` are rounded to."""
-        lo, hi = channel_ranges(values)
-        return grid_of_range(lo, hi, self.bits)
+        return self.spanning(*channel_ranges(values))
+
+    def spanning(self, lo: Tensor, hi: Tensor) -> Grid:
+        """The grid over ``[lo, hi]``."""
+        make = symmetric_grid if self.symmetric else grid_of_range
+        return make(lo, hi, self.bits)
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:
         """Let the grid span ``[lo, hi]`` from now on, where it does not follow the values."""
@@ -90,7 +98,7 @@ class StaticRange(Quantizer):
         self.register_buffer("hi", torch.zeros(axes))
 
     def grid(self, values: Tensor) -> Grid:
-        return grid_of_range(self.lo, self.hi, self.bits)
+        return self.spanning(self.lo, self.hi)
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:
         self.lo.copy_(lo)
@@ -116,6 +124,11 @@ class LearnedStep(Quantizer):
         return LearnedGrid(scale, self.zero_point, 1 / scale, self.bits)
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        if self.symmetric:
+            grid = symmetric_grid(lo, hi, self.bits)
+            self.log_scale.data.copy_(grid.scale.log())
+            self.zero_point.copy_(grid.zero_point)
+            return
         # Held by codes: a zero point outside them, that the range of a constant channel has, would
         # multiply each change of the scale.
         lo, hi = lo.clamp_max(0), hi.clamp_min(0)
@@ -158,6 +171,8 @@ class Recipe:
     ``ends`` are the bits of the first and the last layer's weights, 0 for those of all; ``keep``
     maps names, or patterns of them (``*.attention.*``), to other bits, 32 for full precision. A
     layer's name is that of its weight, and ``convert.quantized_names`` has those of activations.
+    ``scope`` says which tensors are quantized beside the weights, and ``sum_bits`` are those of the
+    image and of all that ``everything`` adds.
     """
 
     weight_bits: int
@@ -166,6 +181,8 @@ class Recipe:
     activations: str = "static"
     ends: int = 0
     keep: Mapping[str, int] | None = None
+    scope: str = "calls"
+    sum_bits: int = 8
 
     def kept(self, name: str) -> int:
         """The bits that ``keep`` has for a name, 0 for none.
@@ -197,12 +214,27 @@ class Recipe:
         """The quantizer of layer ``name``, the ``position``-th of ``count`` in order."""
         kind = _kind(WEIGHTS, self.weights, "weights")
         bits = self.fixed(name, position, count) or self.weight_bits
-        return FullPrecision() if bits == FLOAT else kind(bits, axes)
+        if bits == FLOAT:
+            return FullPrecision()
+        quantizer = kind(bits, axes)
+        # Integer kernels take 8 bits of weights with no zero point; fewer become 8 without one.
+        quantizer.symmetric = self.scope == "everything" and bits == 8
+        return quantizer
 
     def of_activation(self, name: str = "") -> Quantizer:
         kind = _kind(ACTIVATIONS, self.activations, "activations")
         bits = self.kept(name) or self.activation_bits
         return FullPrecision() if bits == FLOAT else kind(bits)
+
+    def of_sum(self, name: str = "") -> Quantizer:
+        """The quantizer of the image, or of what ``everything`` adds: clipping is for few codes."""
+        kind = _kind(ACTIVATIONS, self.activations, "activations")
+        bits = self.kept(name) or self.sum_bits
+        if bits == FLOAT:
+            return FullPrecision()
+        quantizer = kind(bits)
+        quantizer.whole = True
+        return quantizer
 
     def record(self) -> dict[str, Any]:
         return asdict(self)

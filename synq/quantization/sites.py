@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from synq.errors import ModelError
-from synq.quantization.activations import FUNCTIONS, GATES, QUANTIZABLE, activation
+from synq.quantization.activations import (
+    FUNCTIONS,
+    GATES,
+    OPERATIONS,
+    QUANTIZABLE,
+    activation,
+    spoken,
+)
 from synq.quantization.quantizers import Quantizer, Recipe
 
 _OPAQUE = {*QUANTIZABLE, *GATES}
@@ -35,12 +42,41 @@ class Site:
     """A call: the module that makes it, ``function/index``, and how the function is written.
 
     It is ``overwriting`` where it is in place and the network goes on with the tensor that it gave.
+    ``added`` are the sites that are no activation's: sums and all else of ``scope: everything``.
     """
 
     module: nn.Module
     key: str
     function: str
     overwriting: bool = False
+    added: bool = False
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which calls are counted: activations, or with ``operations`` those of ``OPERATIONS`` too.
+
+    Of the modules whose names are ``closed``, attentions and what is inside, the latter are not.
+    """
+
+    operations: bool = False
+    closed: frozenset[str] = frozenset()
+
+    @property
+    def modules(self) -> tuple[type[nn.Module], ...]:
+        """The modules whose own calls are counted."""
+        return (*QUANTIZABLE, *GATES) if self.operations else QUANTIZABLE
+
+    def function(
+        self, name: str, caller: nn.Module, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> str:
+        """The name of a call that is counted; else nothing."""
+        if opaque(caller):
+            return ""
+        found = activation(func, args, kwargs) if func in FUNCTIONS else ""
+        if not found and self.operations and name not in self.closed:
+            found = OPERATIONS.get(spoken(func), "")
+        return found
 
 
 @dataclass
@@ -48,17 +84,22 @@ class Calls:
     """What one forward called.
 
     ``counts`` are those of each module's calls by its name; ``fed`` the modules whose input is a
-    function's activation, with nothing but dropout between.
+    function's activation, with nothing but dropout between. ``scope`` is how they were counted, and
+    ``inputs`` the layers whose own input is to be quantized, with whether it is the image.
     """
 
     sites: list[Site] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     fed: set[nn.Module] = field(default_factory=set)
+    scope: Scope = field(default_factory=Scope)
+    inputs: dict[nn.Module, bool] = field(default_factory=dict)
 
     @property
     def functions(self) -> bool:
-        """Whether any site is a function's."""
-        return any(not site.key.startswith(f"{FORWARD}/") for site in self.sites)
+        """Whether any site is a function's, or may be."""
+        return self.scope.operations or any(
+            not site.key.startswith(f"{FORWARD}/") for site in self.sites
+        )
 
 
 def site_name(module: str, key: str) -> str:
@@ -89,14 +130,15 @@ class CallSites(nn.ModuleDict):
 class Following(TorchFunctionMode):
     """One forward: which module runs, and how often each has called each activation so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope: Scope) -> None:
         super().__init__()
+        self.scope = scope
         self.running: list[tuple[str, nn.Module]] = []
         self.counts: dict[str, dict[str, int]] = {}
 
     def enter(self, name: str, module: nn.Module) -> None:
         self.running.append((name, module))
-        if type(module) in QUANTIZABLE:
+        if type(module) in self.scope.modules:
             self.count(name, FORWARD)
 
     def leave(self, module: nn.Module) -> None:
@@ -112,7 +154,7 @@ class Following(TorchFunctionMode):
     def called(
         self, caller: nn.Module, key: str, func: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
-        """The result of an activation's call."""
+        """The result of a call that is counted."""
         raise NotImplementedError
 
     def other(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -123,20 +165,20 @@ class Following(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in FUNCTIONS and self.running:
+        if self.running and (self.scope.operations or func in FUNCTIONS):
             name, caller = self.running[-1]
-            function = "" if opaque(caller) else activation(func, args, kwargs)
+            function = self.scope.function(name, caller, func, args, kwargs)
             if function:
                 key = f"{function}/{self.count(name, function)}"
                 return self.called(caller, key, func, args, kwargs)
         return self.other(func, args, kwargs)
 
 
-class _Listing(Following):
+class Listing(Following):
     """Lists the sites of one forward."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
         self.sites: list[Site] = []
         self.fed: set[nn.Module] = set()
         # Of the tensors themselves, so that no later one has the number of an earlier one.
@@ -148,7 +190,7 @@ class _Listing(Following):
     def begin(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.enter(name, module)
         calls = self.counts.get(name, {}).get(FORWARD, 0)
-        if calls > 1:
+        if calls > 1 and type(module) in QUANTIZABLE:
             self.sites.append(Site(module, f"{FORWARD}/{calls - 1}", type(module).__name__))
         if args and id(args[0]) in self._activations:
             self.fed.add(module)
@@ -173,6 +215,24 @@ class _Listing(Following):
             self.sites.append(Site(caller, key, FUNCTIONS[func][0]))
             self._activations[id(result)] = result
         return result
+
+    def run(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        """Follow one image of zeros, in evaluation mode; the model stays as it is."""
+        image = next(model.parameters()).new_zeros(1, *image_shape)
+        self.given(image)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(evaluating(model))
+            for name, module in model.named_modules():
+                stack.callback(module.register_forward_pre_hook(partial(self.begin, name)).remove)
+                hook = module.register_forward_hook(self.end, always_call=True)
+                stack.callback(hook.remove)
+            stack.enter_context(torch.no_grad())
+            with self:
+                output = model(image)
+            self.ended(output)
+
+    def given(self, image: Tensor) -> None:
+        """The image that will be followed."""
 
     def ended(self, output: Any) -> None:
         """What the network gives out is used, too."""
@@ -209,18 +269,8 @@ class _Listing(Following):
 
 def list_calls(model: nn.Module, image_shape: tuple[int, int, int]) -> Calls:
     """What a forward of one image of zeros calls, in evaluation mode; the model stays as it is."""
-    image = next(model.parameters()).new_zeros(1, *image_shape)
-    listing = _Listing()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(partial(listing.begin, name)).remove)
-            hook = module.register_forward_hook(listing.end, always_call=True)
-            stack.callback(hook.remove)
-        stack.enter_context(torch.no_grad())
-        with listing:
-            output = model(image)
-        listing.ended(output)
+    listing = Listing(Scope())
+    listing.run(model, image_shape)
     return Calls(listing.sites, listing.counts, listing.fed)
 
 
@@ -243,8 +293,8 @@ _NOBODY = Quantizer(8)
 class _Quantizing(Following):
     """Quantizes at the sites of one forward, and counts along."""
 
-    def __init__(self, expected: Mapping[str, Mapping[str, int]]) -> None:
-        super().__init__()
+    def __init__(self, expected: Mapping[str, Mapping[str, int]], scope: Scope) -> None:
+        super().__init__(scope)
         self.expected = expected
         self._paused: list[bool] = []
 
@@ -303,12 +353,12 @@ class _Route:
     It holds numbers by the modules' names alone, so that a copied or unpickled student has its own.
     """
 
-    def __init__(self, expected: Mapping[str, Mapping[str, int]], functions: bool) -> None:
-        self.expected, self.functions = expected, functions
+    def __init__(self, calls: Calls) -> None:
+        self.expected, self.functions, self.scope = calls.counts, calls.functions, calls.scope
         self._forwards: list[_Quantizing] = []
 
     def begin(self, root: nn.Module, args: Any) -> None:
-        forward = _Quantizing(self.expected)
+        forward = _Quantizing(self.expected, self.scope)
         if self.functions:
             forward.__enter__()
         self._forwards.append(forward)
@@ -347,9 +397,10 @@ class _Route:
     def quantized(self, name: str, module: nn.Module, args: Any, output: Tensor) -> Any:
         """The output of a module that is called several times, by the quantizer of this call."""
         index = self._forwards[-1].counts[name][FORWARD] - 1
-        quantizers: Any = getattr(module, CONTAINER)
-        quantizer: Any = quantizers[f"{FORWARD}/{index}"] if index else module.quantizer
-        return quantizer(output)
+        key, own = f"{FORWARD}/{index}", getattr(module, CONTAINER)
+        # Of a module's first call, or a gate whose first call needs no grid.
+        quantizer: Any = own[key] if key in own else getattr(module, "quantizer", None)
+        return output if quantizer is None else quantizer(output)
 
 
 def add_sites(student: nn.Module, calls: Calls, recipe: Recipe) -> None:
@@ -362,29 +413,32 @@ def add_sites(student: nn.Module, calls: Calls, recipe: Recipe) -> None:
             site.module.add_module(CONTAINER, CallSites())
         container: Any = getattr(site.module, CONTAINER)
         name = site_name(names[site.module], site.key)
-        container.add_module(site.key, recipe.of_activation(name))
+        quantizer = recipe.of_sum(name) if site.added else recipe.of_activation(name)
+        container.add_module(site.key, quantizer)
         if site.overwriting:
             container.overwriting.add(site.key)
-    route = _Route(calls.counts, calls.functions)
+    route = _Route(calls)
     for name, module in student.named_modules():
-        if type(module) in QUANTIZABLE and hasattr(module, CONTAINER):
+        if type(module) in calls.scope.modules and hasattr(module, CONTAINER):
             module.register_forward_hook(partial(route.quantized, name))
         if isinstance(module, Quantizer) and calls.functions:
             module.register_forward_pre_hook(route.pause)
             module.register_forward_hook(route.resume, always_call=True)
-        elif name and _watched(module, functions=calls.functions):
+        elif name and _watched(module, calls):
             module.register_forward_pre_hook(partial(route.enter, name))
             module.register_forward_hook(route.leave, always_call=True)
     student.register_forward_pre_hook(route.begin)
     student.register_forward_hook(route.end, always_call=True)
 
 
-def _watched(module: nn.Module, *, functions: bool) -> bool:
+def _watched(module: nn.Module, calls: Calls) -> bool:
     """Whether it matters that a module runs: to its own sites, or to who calls a function."""
-    if type(module) in QUANTIZABLE:
+    if type(module) in calls.scope.modules:
         return True
-    if not functions or isinstance(module, CallSites):
+    if not calls.functions or isinstance(module, CallSites):
         return False
+    if calls.scope.operations:
+        return True
     # torch's own layers call no activation.
     own = type(module).__module__.startswith("torch.nn.modules.")
     bare = type(module) is nn.Sequential or not any(True for _ in module.children())

@@ -35,6 +35,8 @@ def recipe_from(bits: str, settings: Calibration) -> Recipe:
         activations=settings.activations,
         ends=settings.ends_bits,
         keep=kept_bits(settings.keep_bits) or None,
+        scope=settings.scope,
+        sum_bits=settings.sum_bits,
     )
 
 

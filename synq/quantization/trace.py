@@ -12,27 +12,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from synq.quantization.activations import activation
+from synq.quantization.activations import PRESERVING, activation
 from synq.quantization.sites import FORWARD, Calls, Site, evaluating, opaque
 
 IMAGE, QUANTIZED = "image", "quantized"
-
-
-# What these give holds no value that was not in their input, or zero: codes stay codes.
-PRESERVING = {
-    *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "pad", "dropout"),
-    *("flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
-    *("chunk", "split", "cat", "stack", "getitem", "unbind", "clone", "detach", "to", "roll"),
-    *(
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "dropout2d",
-        "expand",
-        "narrow",
-        "index_select",
-    ),
-}
 
 
 SPOKEN = {"add": "sum", "iadd": "sum", "radd": "sum", "mul": "product", "imul": "product"}

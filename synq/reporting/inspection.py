@@ -18,8 +18,14 @@ from synq.models.features import cam_layer, feature_blocks, residual_units
 from synq.models.hooks import recorded
 from synq.models.outputs import told
 from synq.models.structure import batchnorms
-from synq.quantization.convert import packed_bytes, quantize, quantized_names
+from synq.quantization.convert import (
+    activation_quantizers,
+    packed_bytes,
+    quantize,
+    quantized_names,
+)
 from synq.quantization.coverage import Part, examine, refuse
+from synq.quantization.dataflow import work_of
 from synq.quantization.quantizers import Recipe
 from synq.quantization.trace import QUANTIZED
 from synq.synthesis.patches import PatchReader, uses_patches
@@ -88,6 +94,7 @@ def inspect_model(
         "repeated_activations": anatomy.repeated_activations,
         "inputs": dict(Counter(layer.input for layer in layers if layer.calls)),
         "quantized_inputs": _quantized_inputs(layers),
+        "scopes": {} if quantization else _scopes(model, image_shape),
         "output": told(model),
         "prior": "patches" if uses_patches("auto", model) else "batchnorm",
         "cam_layer": layer,
@@ -122,6 +129,27 @@ def _quantized_inputs(layers: Sequence[Part]) -> dict[str, Any]:
     own, total = (sum(layer.multiply_adds or 0 for layer in some) for some in (reading, called))
     share = own / total if total else None
     return {"layers": len(reading), "of": len(called), "multiply_adds_share": share}
+
+
+def _scopes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Scope -> how many tensors beside the weights have a grid, and how many layers read codes.
+
+    Of the scopes beyond ``calls``; empty where the network cannot be quantized so.
+    """
+    found = {}
+    for scope in ("inputs", "everything"):
+        recipe = Recipe(WIDTHS[-1], WIDTHS[-1], scope=scope)
+        try:
+            student = quantize(copy.deepcopy(model), recipe, image_shape)
+        except ModelError:
+            continue
+        work = work_of(model, image_shape, recipe, {})
+        found[scope] = {
+            "tensors": len(activation_quantizers(student)),
+            "layers": work.reading,
+            "of": len(work.layers),
+        }
+    return found
 
 
 def _attempt(problems: list[str], check: Callable[[], Any]) -> Any:

@@ -15,7 +15,14 @@ KEYS = ["model", "bits", "method"]
 ACCURACIES = ["calibrated", "last", "selected", "best_on_test"]
 
 
-EXPORTED = ["packed_bytes", "onnx_bytes", "agreement"]
+EXPORTED = ["packed_bytes", "onnx_bytes", "agreement", "test_agreement", "runtime_top1"]
+
+
+# What an image costs, by the widths of weights and inputs.
+WORK = [
+    *("layers", "layers_reading_codes", "multiply_adds", "multiply_adds_share"),
+    *("bit_operations", "activation_bytes"),
+]
 
 
 # What has bits, and the columns of the mean, the smallest and the largest of them.
@@ -48,7 +55,9 @@ def accuracy_table(
         {
             **{key: entry[key] for key in (*KEYS, "seed", "images", "weight_bytes")},
             "published": published(entry["published"], entry["method"], entry["bits"]),
-            "remark": entry["remark"],
+            "remark": _remark(entry),
+            "scope": entry.get("scope", "calls"),
+            **{name: entry.get(name) for name in WORK},
             "full_precision": entry["teacher"]["top1"],
             "float_bytes": entry["teacher"]["weight_bytes"],
             **{name: entry[name]["top1"] for name in ACCURACIES},
@@ -79,6 +88,8 @@ def accuracy_table(
         table[average] = groups[average].mean()
         table[least] = groups[least].min()
         table[most] = groups[most].max()
+    for name in ("scope", *WORK):
+        table[name] = groups[name].first()
     table["remark"] = groups["remark"].agg(lambda own: "; ".join(filter(None, own.unique())))
     for name in seconds:
         table[name] = groups[name].mean()
@@ -94,6 +105,18 @@ def _bits(entry: Mapping[str, Any]) -> dict[str, float]:
         for (kind, columns), bits in named
         for column, value in zip(columns, widths.get(kind) or [bits] * 3, strict=True)
     }
+
+
+def _remark(entry: dict[str, Any]) -> str:
+    """The run's remark, and where its file computes something else than the student."""
+    where = (entry.get("export") or {}).get("first_difference")
+    found = [entry["remark"]]
+    if where:
+        found.append(
+            f"{entry['bits']} {entry['method']}, seed {entry['seed']}: in ONNX Runtime other codes "
+            f"begin at {where['name']} ({where['share']:.2g} % of them)"
+        )
+    return "; ".join(filter(None, found))
 
 
 def _image_gaps(metrics: Sequence[dict[str, Any]], ceilings: Mapping[str, str]) -> Any:
@@ -162,7 +185,17 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
     shown["float kB"] = (table["float_bytes"] / 1000).map("{:.1f}".format)
     if table["onnx_bytes"].notna().any():
         shown["onnx kB"] = (table["onnx_bytes"] / 1000).map("{:.1f}".format).replace("nan", "")
-        shown["onnx agrees"] = [_number(value) for value in table["agreement"]]
+        # On real images where there are any.
+        agreement = table["test_agreement"].fillna(table["agreement"])
+        shown["onnx agrees"] = [_number(value) for value in agreement]
+        if table["runtime_top1"].notna().any():
+            shown["onnx top-1"] = [_number(value) for value in table["runtime_top1"]]
+    if table["multiply_adds_share"].notna().any():
+        shares = table["multiply_adds_share"].astype(float)
+        shown["codes"] = [
+            scope if math.isnan(share) else f"{scope}, {100 * share:.0f} %"
+            for scope, share in zip(table["scope"], shares, strict=True)
+        ]
     for name in table.columns:
         if name.endswith("_seconds"):
             label = name.removesuffix("_seconds") + " s"

@@ -17,6 +17,9 @@ from synq.io.artifacts import read_json, write_json
 from synq.io.shards import ImageSource, ShardSet, split
 from synq.io.students import Students
 from synq.models.teacher import Teacher, read_teacher
+from synq.quantization.convert import weight_quantizers
+from synq.quantization.dataflow import work_of
+from synq.quantization.quantizers import Recipe
 from synq.quantization.student import check_teacher, recipe_of, student_of
 from synq.reporting.accuracy import per_class, top1
 from synq.runtime.process import prepare, versions
@@ -63,7 +66,8 @@ def evaluate_run(
         images = held_out_images(network, shard_set, record["finetune"]["holdout"], settings)
     else:
         images = test_images(network, test)
-    student = student_of(network, recipe_of(record, snapshots))
+    recipe = recipe_of(record, snapshots)
+    student = student_of(network, recipe)
     student.to(next(network.model.parameters()).device)
     accuracies: dict[int, float] = {}
     classes: dict[int, dict[str, list[int]]] = {}
@@ -103,6 +107,8 @@ def evaluate_run(
         },
         "weight_bytes": record["weight_bytes"],
         "widths": record.get("widths"),
+        "scope": recipe.scope,
+        **_work(network, student, recipe),
         "published": test.published,
         "test_images": len(images),
         "settings": {key: record[key] for key in ("calibration", "finetune")},
@@ -113,6 +119,20 @@ def evaluate_run(
     print(", ".join(f"{key} {value:.2f} %" for key, value in shown.items()))
     if metrics["remark"]:
         print(f"remark: {metrics['remark']}")
+
+
+def _work(network: Teacher, student: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """What an image costs, and how much of it reads codes."""
+    bits = {name: own.weight_quantizer.bits for name, own in weight_quantizers(student).items()}
+    work = work_of(network.model, network.image_shape, recipe, bits)
+    return {
+        "layers": len(work.layers),
+        "layers_reading_codes": work.reading,
+        "multiply_adds": sum(products for _, products, *_ in work.layers),
+        "multiply_adds_share": work.share,
+        "bit_operations": work.bit_operations,
+        "activation_bytes": work.activation_bytes,
+    }
 
 
 def _remarks(

@@ -102,6 +102,13 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         *told,
         ("inputs quantized", _share(found["quantized_inputs"])),
+        *(
+            (
+                f"calibration.scope: {scope}",
+                f"{own['layers']} of {own['of']}, {own['tensors']} grids",
+            )
+            for scope, own in found["scopes"].items()
+        ),
         ("inputs in full precision", ", ".join(exact) or "none"),
         ("gates, in full precision", _some(gates)),
         ("others in full precision", _some([*others, *called])),

@@ -339,6 +339,8 @@ def another(field, kind):
     if kind is float:
         top = 12.3 if limits["maximum"] is None else limits["maximum"]
         return 0.7 * top if field.default != 0.7 * top else 0.6 * top
+    if kind is int and limits["maximum"] == field.default:
+        return limits["minimum"]
     most = min(11, limits["maximum"] or 11)
     pairs = {"a*": 8, "b c/ü": "float"}
     return {int: most, str: "a b/ü", tuple[int, ...]: [3, most], tuple[str, ...]: pairs}[kind]

@@ -47,6 +47,21 @@ def test_exports_are_shown_with_the_worst_agreement_of_the_seeds():
     assert "onnx kB" not in readable(accuracy_table([metrics(0, 90.0)]))
 
 
+def test_what_the_runtime_computes_and_how_much_reads_codes_is_told():
+    work = {"scope": "everything", "multiply_adds_share": 0.987, "bit_operations": 5000}
+    where = {"name": "conv.input", "share": 0.125}
+    export = {"onnx_bytes": 9, "agreement": 100.0, "test_agreement": 97.5, "runtime_top1": 90.25}
+    entry = {**metrics(0, 90.0), **work, "export": {**export, "first_difference": where}}
+    table = accuracy_table([entry, metrics(0, 80.0, bits="w3a3")])
+    shown = readable(table)
+    assert shown["onnx agrees"].tolist() == ["97.50", ""]
+    assert shown["onnx top-1"].tolist() == ["90.25", ""]
+    assert shown["codes"].tolist() == ["everything, 99 %", "calls"]
+    assert table["bit_operations"].tolist()[0] == 5000
+    (line,) = remarks(table)
+    assert "other codes begin at conv.input (0.12 % of them)" in line
+
+
 def test_sizes_are_those_of_the_packed_files_where_there_are_any():
     entries = [{**metrics(seed, 90.0), "export": {"packed_bytes": 1612}} for seed in (0, 1)]
     table = accuracy_table([*entries, metrics(0, 80.0, bits="w3a3")])

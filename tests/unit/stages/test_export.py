@@ -15,7 +15,9 @@ from synq.config.images import TestSet
 from synq.data.names import class_names
 from synq.errors import ArtifactError, DataError, ModelError
 from synq.io.artifacts import file_sha256, read_checkpoint, read_json, write_checkpoint
+from synq.io.shards import ShardSet
 from synq.models.teacher import read_teacher
+from synq.quantization.runtime import Compared
 from synq.quantization.student import read_student
 from synq.stages import export
 
@@ -44,29 +46,48 @@ def test_the_record_says_what_the_file_is_and_how_far_it_agrees(made):
 def already(made, monkeypatch):
     """What was exported before stands for a new export, which takes long."""
     model = made / RUN / "student.onnx"
-    monkeypatch.setattr(export, "to_onnx", lambda *_: onnx_ir.load(model))
+    monkeypatch.setattr(export, "to_onnx", lambda *_, **__: onnx_ir.load(model))
 
 
 def test_at_most_the_images_that_are_asked_for_are_compared(made, already, tmp_path, monkeypatch):
     seen = []
 
-    def compared(path, model, shards, batches, threads):
-        seen.extend(row for batch in batches for row in batch.tolist())
-        return 100.0, 0.0
+    def compared(path, model, batches, threads):
+        seen.extend(images for images, _ in batches)
+        return found(100.0)
 
-    monkeypatch.setattr(export, "_compared", compared)
+    monkeypatch.setattr(export, "compared", compared)
     written(made, tmp_path, images=3)
-    assert seen == [0, 2, 5]
+    network = read_teacher(made / TEACHER, torch.device("cpu"))
+    shards = ShardSet([made / path for path in SHARDS], network.sha256)
+    assert torch.equal(torch.cat(seen), shards.images(torch.tensor([0, 2, 5])))
 
 
-def written(made, folder, student=None, **changes):
+def found(agreement):
+    return Compared(6, agreement, 1.0, 50.0, 50.0, None)
+
+
+def test_test_images_are_classified_by_both(made, already, tmp_path):
+    written(made, tmp_path, test=TestSet(dataset="digits"), test_images=7, least_agreement=0.0)
+    record = read_json(tmp_path / "export.json", "export")
+    assert record["test_images"] == 7
+    for key in ("test_agreement", "runtime_top1", "torch_top1"):
+        assert 0 <= record[key] <= 100
+    if record["agreement"] == record["test_agreement"] == 100:
+        assert record["first_difference"] is None
+    written(made, tmp_path, test=TestSet(dataset="digits"), test_images=0, least_agreement=0.0)
+    record = read_json(tmp_path / "export.json", "export")
+    assert (record["test_images"], record["test_agreement"]) == (0, None)
+
+
+def written(made, folder, student=None, test=None, **changes):
     export.export_student(
         teacher=made / TEACHER,
         student=student or made / RUN / "student.safetensors",
         shards=[made / path for path in SHARDS],
         shard_folder=Path(),
         settings=Export(**changes),
-        test=TestSet(),
+        test=test or TestSet(),
         output=folder / "student.onnx",
         packed=folder / "student.packed.safetensors",
         record=folder / "export.json",
@@ -75,7 +96,7 @@ def written(made, folder, student=None, **changes):
 
 
 def test_a_file_that_computes_something_else_is_not_written(made, already, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_compared", lambda *_: (62.5, 1.0))
+    monkeypatch.setattr(export, "compared", lambda *_: found(62.5))
     with pytest.raises(ModelError, match=r"agrees with the student on 62\.50 % of 6 images"):
         written(made, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,334 @@
+"""Where every tensor of one forward comes from, what reads it, and which of them get a grid.
+
+The paper's scheme quantizes activations where they are called. The two wider ones need to know
+more: ``inputs`` which layers read a tensor that is on no grid, and ``everything`` which tensors an
+integer engine would have to write down, because something other than the next step of the same
+kernel reads them. A convolution, its BatchNorm and a ReLU are one such kernel, and so are a sum and
+a ReLU: what is between them stays as it is.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from synq.models.structure import attention_layers
+from synq.quantization.activations import (
+    CLIPPING,
+    FUNCTIONS,
+    GATES,
+    OPERATIONS,
+    PRESERVING,
+    QUANTIZABLE,
+    activation,
+    spoken,
+)
+from synq.quantization.quantizers import Recipe
+from synq.quantization.sites import FORWARD, Calls, Listing, Scope, Site, list_calls, opaque
+
+# What reads a tensor: a layer, whose input may get a grid of its own; a step that the kernel before
+# it does at once; anything else that an integer engine computes; what is not known.
+LAYER, STEP, OPERATION, OTHER = "layer", "step", "operation", "other"
+LAYERS = (
+    *("conv1d", "conv2d", "conv3d", "linear"),
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+)
+CLIPS = ("relu/", "relu6/", "hardtanh/", "clamp/", "maximum/")
+JOINING = ("cat", "stack")
+FLOAT = 32
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor, and all that hold the same values.
+
+    ``kind`` is image, activation, the name of an operation, or other; ``site`` is where it can be
+    quantized, ``readers`` the kinds of what reads it. ``parts`` are those of a concatenation.
+    """
+
+    kind: str
+    site: Site | None = None
+    readers: list[str] = field(default_factory=list)
+    parts: list["Value"] = field(default_factory=list)
+    elements: int = 0
+    added: bool = False
+
+    def bits(self, recipe: Recipe) -> int:
+        """The width of its grid; 32 where it is on none."""
+        if self.kind == "activation":
+            return recipe.activation_bits
+        if self.added:
+            return recipe.sum_bits
+        if self.parts:
+            return max(part.bits(recipe) for part in self.parts)
+        return FLOAT
+
+    @property
+    def written(self) -> bool:
+        """Whether an integer engine would have to write it down, and it can get a grid."""
+        return self.site is not None and OPERATION in self.readers
+
+
+class LayerCall(NamedTuple):
+    """One call of a layer: the module, what it reads, and its multiply-adds for one image."""
+
+    module: nn.Module
+    name: str
+    input: Value
+    multiply_adds: int
+
+
+class Flow(Listing):
+    """One forward with the origin of every tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        attentions = [f"{name}." for name in attention_layers(model)]
+        closed = {
+            name
+            for name, _ in model.named_modules()
+            if any(f"{name}.".startswith(attention) for attention in attentions)
+        }
+        super().__init__(Scope(operations=True, closed=frozenset(closed)))
+        self.values: dict[Value, None] = {}
+        self.layers: list[LayerCall] = []
+        # The tensors themselves are kept, so that no later one has the number of an earlier one.
+        self._of: dict[int, tuple[Tensor, Value, bool]] = {}
+        # What an operation was given to overwrite.
+        self._overwritten: dict[int, Value] = {}
+        self._entered: list[tuple[nn.Module, Any]] = []
+
+    def given(self, image: Tensor) -> None:
+        self._is(image, Value("image"))
+
+    def begin(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        super().begin(name, module, args)
+        if opaque(module):
+            # In place, it changes what it was given.
+            self._entered.append((module, self._read(args[:1])))
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self.running[-1][0] if self.running else ""
+        super().end(module, args, output)
+        if not self._entered or self._entered[-1][0] is not module:
+            return
+        _, sources = self._entered.pop()
+        if any(opaque(running) for _, running in self.running) or not _feature(output):
+            return
+        if type(module) in QUANTIZABLE:
+            self._note(sources, STEP if type(module) in CLIPPING else OPERATION)
+            self._is(output, Value("activation"))
+        else:
+            self._note(sources, OPERATION)
+            index = self.counts.get(name, {}).get(FORWARD, 1) - 1
+            site = Site(module, f"{FORWARD}/{index}", type(module).__name__, added=True)
+            self._is(output, Value("gate", site if type(module) in GATES else None))
+
+    def called(self, caller: nn.Module, key: str, func: Any, args: Any, kwargs: Any) -> Any:
+        self._look_for_overwritten([args, kwargs])
+        sources = self._read([args, kwargs])
+        if func in FUNCTIONS and activation(func, args, kwargs):
+            before = len(self.sites)
+            result = super().called(caller, key, func, args, kwargs)
+            if len(self.sites) > before:
+                clips = key.startswith(CLIPS)
+                self._note(sources, STEP if clips else OPERATION)
+                value = Value("activation")
+                self._is(result, value)
+                given = args[0] if args else kwargs["input"]
+                if id(given) in self._given:
+                    self._is(given, value)
+            else:
+                self._note(sources, OTHER)
+                self._follow(result, Value(OTHER))
+            return result
+        self._look_for_given([args, kwargs])
+        result = func(*args, **kwargs)
+        name = OPERATIONS[spoken(func)]
+        if not _feature(result):
+            self._note(sources, OTHER)
+            return result
+        value = Value(name, Site(caller, key, name, added=True))
+        if name in LAYERS and sources:
+            self._note(sources, LAYER)
+            path = self.running[-1][0]
+            self.layers.append(
+                LayerCall(caller, path, sources[0][0], _products(caller, result, args))
+            )
+        elif name.endswith("_norm"):
+            step = all(source.kind in LAYERS for source, _ in sources)
+            self._note(sources, STEP if step and name == "batch_norm" else OPERATION)
+        else:
+            self._note(sources, OPERATION)
+            if name in JOINING:
+                value.parts = [source for source, _ in sources]
+        if any(tensor is result for tensor in (*args[:1], kwargs.get("input"))):
+            # Another tensor over the same values tells which of the two the network goes on with.
+            self._overwritten[id(result)] = value
+            self._is(result, value)
+            result = result.view_as(result)
+        self._is(result, value)
+        return result
+
+    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = spoken(func)
+        if name == "get":  # the shape alone
+            return super().other(func, args, kwargs)
+        self._look_for_overwritten([args, kwargs])
+        inside = any(opaque(module) for _, module in self.running)
+        sources = [] if inside else self._read([args, kwargs])
+        result = super().other(func, args, kwargs)
+        if sources and name in PRESERVING:
+            self._follow(result, sources[0][0])
+        elif sources and next(_tensors(result), None) is not None:
+            self._note(sources, OTHER)
+            self._follow(result, Value(OTHER))
+        return result
+
+    def ended(self, output: Any) -> None:
+        super().ended(output)
+        self._look_for_overwritten(output)
+        self._note(self._read(output), OPERATION)
+
+    def _is(self, tensor: Any, value: Value, *, itself: bool = True) -> None:
+        if isinstance(tensor, Tensor):
+            value.elements = value.elements or tensor.numel()
+            self._of[id(tensor)] = (tensor, value, itself)
+            self.values[value] = None
+
+    def _follow(self, result: Any, value: Value) -> None:
+        for tensor in _tensors(result):
+            self._is(tensor, value, itself=False)
+
+    def _read(self, arguments: Any) -> list[tuple[Value, bool]]:
+        """The values among arguments, and whether each is the tensor that was made itself."""
+        found = (self._of.get(id(tensor)) for tensor in _tensors(arguments))
+        return [(entry[1], entry[2]) for entry in found if entry is not None]
+
+    @staticmethod
+    def _note(sources: Iterable[tuple[Value, bool]], reader: str) -> None:
+        for value, itself in sources:
+            # A step of the same kernel stands directly behind it.
+            value.readers.append(OPERATION if reader == STEP and not itself else reader)
+
+    def _look_for_overwritten(self, values: Any) -> None:
+        for tensor in _tensors(values):
+            value = self._overwritten.get(id(tensor))
+            if value is not None and value.site is not None:
+                value.site = replace(value.site, overwriting=True)
+
+
+def list_scope(model: nn.Module, image_shape: tuple[int, int, int], recipe: Recipe) -> Calls:
+    """What one forward calls, and what of it the recipe's scope adds to the paper's scheme."""
+    if recipe.scope == "calls":
+        return list_calls(model, image_shape)
+    flow = Flow(model)
+    flow.run(model, image_shape)
+    calls = list_calls(model, image_shape)
+    if recipe.scope == "everything":
+        calls = Calls([*flow.sites], flow.counts, calls.fed, flow.scope)
+        for value in flow.values:
+            if value.written and value.site is not None and not value.added:
+                value.added = True
+                calls.sites.append(value.site)
+    for call in flow.layers:
+        if call.input.kind == "image":
+            calls.inputs[call.module] = True
+        elif call.input.bits(recipe) > recipe.activation_bits:
+            calls.inputs[call.module] = False
+    return calls
+
+
+class Work(NamedTuple):
+    """What one image costs: multiply-adds by the widths of weight and input, and activations.
+
+    ``layers`` holds for each layer the name, its multiply-adds, and the bits of weight and input;
+    ``activation_bytes`` all that is written down between the layers.
+    """
+
+    layers: list[tuple[str, int, int, int]]
+    activation_bytes: int
+
+    @property
+    def bit_operations(self) -> int:
+        """The sum of multiply-adds x bits of the weight x bits of the input."""
+        return sum(products * weight * input for _, products, weight, input in self.layers)
+
+    @property
+    def reading(self) -> int:
+        """How many layers read codes."""
+        return sum(input < FLOAT for *_, input in self.layers)
+
+    @property
+    def share(self) -> float:
+        """The share of the multiply-adds whose input is codes."""
+        total = sum(products for _, products, *_ in self.layers)
+        own = sum(products for _, products, _, input in self.layers if input < FLOAT)
+        return own / total if total else 0.0
+
+
+def work_of(
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    recipe: Recipe,
+    weight_bits: Mapping[str, int],
+) -> Work:
+    """What a student of ``model`` costs for one image, with ``weight_bits`` by the layer's name.
+
+    Layers that an attention hands to functions of its own are not seen.
+    """
+    flow = Flow(model)
+    flow.run(model, image_shape)
+    everything = recipe.scope == "everything"
+    for value in flow.values:
+        value.added = everything and value.written
+    layers: dict[str, tuple[str, int, int, int]] = {}
+    for call in flow.layers:
+        bits = call.input.bits(recipe)
+        if recipe.scope != "calls":
+            image = call.input.kind == "image"
+            bits = min(bits, recipe.sum_bits if image else recipe.activation_bits)
+        before = layers.get(call.name, (call.name, 0, 0, 0))
+        weight = weight_bits.get(call.name, FLOAT)
+        layers[call.name] = (
+            call.name,
+            before[1] + call.multiply_adds,
+            weight,
+            max(bits, before[3]),
+        )
+    # What a kernel hands on to its own next step is never written down.
+    total = 0
+    for value in flow.values:
+        readers = set(value.readers) - {STEP}
+        if readers:
+            bits = value.bits(recipe)
+            if readers == {LAYER} and recipe.scope != "calls":
+                own = recipe.sum_bits if value.kind == "image" else recipe.activation_bits
+                bits = min(bits, own)
+            total += value.elements * bits
+    return Work([*layers.values()], -(-total // 8))
+
+
+def _products(layer: nn.Module, result: Tensor, args: Any) -> int:
+    """Multiply-adds of one call: each output, or input of a transposed layer, meets a kernel."""
+    weight: Any = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return 0
+    places = args[0] if isinstance(layer, _ConvTransposeNd) else result
+    return int(places.numel() * weight[0].numel())
+
+
+def _feature(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from _tensors(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _tensors(value)

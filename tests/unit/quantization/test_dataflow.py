@@ -1,0 +1,190 @@
+"""Which tensors the wider scopes quantize, told from one forward."""
+
+import copy
+
+import pytest
+import torch
+from test_integers import SHAPE, Everything, Plain
+from torch import nn
+from torch.nn import functional as F
+
+from synq.config.calibration import Calibration
+from synq.errors import ModelError
+from synq.models.build import frozen
+from synq.quantization.calibration import calibrate
+from synq.quantization.convert import activation_quantizers, quantize, weight_quantizers
+from synq.quantization.dataflow import work_of
+from synq.quantization.quantizers import Recipe
+from synq.reporting.inspection import inspect_model
+from synq.runtime.process import generator_for
+
+
+class Bottleneck(nn.Module):
+    """A layer reads what a sum reads as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1)
+
+    def forward(self, images):
+        x = self.conv1(images)
+        return F.relu(self.conv2(x) + x).mean((2, 3))
+
+
+def student_of(scope, make=Everything, bits=(4, 4), **others):
+    torch.manual_seed(0)
+    recipe = Recipe(*bits, scope=scope, **others)
+    return quantize(frozen(make()), recipe, SHAPE).eval()
+
+
+def names(student):
+    return set(activation_quantizers(student))
+
+
+CALLS = {"first.quantizer", "relu6.quantizer", "last.quantizer"}
+
+
+def test_by_default_activations_alone_are_quantized():
+    assert names(student_of("calls")) == CALLS
+
+
+def test_inputs_adds_the_layers_that_read_no_codes():
+    student = student_of("inputs")
+    # The other layers read an activation: conv1 the image, gate and linear what was averaged.
+    added = {"conv1.input", "gate.input", "linear.input"}
+    assert names(student) == CALLS | added
+    assert student.conv1.input.bits == 8
+    assert student.gate.input.bits == 4
+
+
+def test_everything_adds_what_an_engine_would_write_down():
+    student = student_of("everything")
+    assert names(student) - CALLS == {
+        "conv1.input",
+        "gate.input",  # of the average, which nothing else reads
+        "linear.input",
+        "bn3.call_sites.batch_norm/0",  # averaged and multiplied
+        "gate.call_sites.conv2d/0",
+        "sigmoid.call_sites.forward/0",
+        "call_sites.mul/0",  # added
+        "side.call_sites.conv2d/0",
+        "call_sites.cat/0",
+        "linear.call_sites.linear/0",
+    }
+    # The sum is read by a ReLU alone: one kernel has both.
+    assert student.call_sites["cat/0"].bits == 8
+
+
+def test_what_is_read_by_a_sum_too_has_a_grid_where_it_is_made():
+    assert names(student_of("everything", Plain)) == {
+        "conv1.input",
+        "conv1.call_sites.conv2d/0",
+        "call_sites.relu/0",
+        "conv2.call_sites.conv2d/0",
+        "out.input",  # of the sum, which nothing else reads
+        "out.call_sites.linear/0",
+    }
+
+
+def test_layers_that_read_a_finer_grid_than_their_own_round_again():
+    def own(*bits, sum_bits=8):
+        student = student_of("everything", Bottleneck, bits, sum_bits=sum_bits)
+        assert "conv1.call_sites.conv2d/0" in names(student)
+        return "conv2.input" in names(student)
+
+    assert own(4, 4)
+    assert not own(8, 8)
+    assert not own(4, 4, sum_bits=4)
+
+
+def test_sums_have_their_own_bits_and_span_the_extremes():
+    student = student_of("everything", sum_bits=5)
+    images = torch.randn(16, *SHAPE, generator=generator_for(1))
+    seen = []
+    student.call_sites["mul/0"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    calibrate(student, [images], Calibration(range_estimator="mse", clip_ratio=0.5))
+    quantizer = student.call_sites["mul/0"]
+    assert quantizer.bits == 5
+    assert float(quantizer.hi) == pytest.approx(float(seen[0].max()))
+    assert len(student.call_sites["mul/0"](images).unique()) <= 32
+
+
+def test_batchnorm_is_corrected_in_a_student_of_everything():
+    student = student_of("everything", bits=(2, 2))
+    torch.manual_seed(0)
+    teacher = frozen(Everything())
+    images = torch.randn(16, *SHAPE, generator=generator_for(1))
+    before = student.bn2.running_mean.clone()
+    calibrate(student, [images], Calibration(batchnorm="corrected"), teacher)
+    assert not torch.equal(student.bn2.running_mean, before)
+    assert torch.isfinite(student(images)).all()
+
+
+@pytest.mark.parametrize("scope", ["inputs", "everything"])
+@pytest.mark.parametrize("make", [Everything, Plain])
+def test_the_rounding_is_the_only_difference(scope, make):
+    student = student_of(scope, make, (8, 8))
+    torch.manual_seed(0)
+    teacher = frozen(make())
+    images = torch.randn(8, *SHAPE, generator=generator_for(1))
+    calibrate(student, [images], Calibration(range_estimator="minmax"))
+    wanted, found = teacher(images), student(images)
+    assert float((found - wanted).abs().max()) < 0.1 * float(wanted.std())
+    assert not torch.equal(found, wanted)
+
+
+def test_students_are_trained_copied_and_exact_where_their_calls_change():
+    student = student_of("everything")
+    images = torch.randn(4, *SHAPE, generator=generator_for(1))
+    calibrate(student, [images], Calibration(range_estimator="minmax"))
+    other = copy.deepcopy(student)
+    assert torch.equal(student(images), other(images))
+    student.requires_grad_(True)
+    student(images).square().sum().backward()
+    assert all(layer.weight.grad.any() for layer in weight_quantizers(student).values())
+
+    class Depends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, images):
+            x = F.relu(self.conv(images))
+            return (x + images if float(images.sum()) else x).mean((2, 3))
+
+    odd = quantize(frozen(Depends()), Recipe(4, 4, scope="everything"), SHAPE)
+    with pytest.raises(ModelError, match="calls add 1 times in this forward and 0 times"):
+        odd(images)
+
+
+def test_the_share_of_the_multiply_adds_is_that_of_the_inspection():
+    torch.manual_seed(0)
+    model = frozen(Everything())
+    works = {s: work_of(model, SHAPE, Recipe(4, 3, scope=s), {}) for s in ("calls", "inputs")}
+    told = inspect_model(model, SHAPE)["quantized_inputs"]
+    assert works["calls"].reading == told["layers"]
+    assert len(works["calls"].layers) == told["of"]
+    assert works["calls"].share == pytest.approx(told["multiply_adds_share"])
+    assert works["inputs"].share == 1
+
+
+def test_bit_operations_are_counted_by_hand():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.relu = nn.ReLU()
+            self.linear = nn.Linear(4, 5)
+
+        def forward(self, images):
+            return self.linear(self.relu(self.conv(images)).amax((2, 3)))
+
+    products = 12 * 12 * 4 * 3 * 9, 4 * 5
+    bits = {"conv": 4, "linear": 8}
+    everything = work_of(frozen(Two()), SHAPE, Recipe(4, 3, scope="everything"), bits)
+    assert [layer[1] for layer in everything.layers] == list(products)
+    assert everything.bit_operations == products[0] * 4 * 8 + products[1] * 8 * 3
+    calls = work_of(frozen(Two()), SHAPE, Recipe(4, 3), bits)
+    assert calls.bit_operations == products[0] * 4 * 32 + products[1] * 8 * 32
+    with pytest.raises(ModelError, match="needs the shape of an image"):
+        quantize(Two(), Recipe(4, 4, scope="inputs"))
