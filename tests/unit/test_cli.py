@@ -43,6 +43,9 @@ FINETUNE = [
     "n",
 ]
 WRONG = {
+    "sensitivity": "--teacher none --shards none --bits w4a4 --method m --image-set i --seed 0"
+    " --output o",
+    "sensitivity-figure": "--sensitivity none --output o",
     "finetune": " ".join(FINETUNE[1:]),
     "evaluate-teacher": "--teacher none --output o",
     "evaluate": "--teacher none --teacher-metrics m --snapshots s --output o",
@@ -124,6 +127,8 @@ def test_help_has_the_text_default_unit_and_choices_of_a_setting(
     for part in (limits["text"], limits["unit"], *(limits["choices"] or [])):
         assert part in entry
     default = {"": "none", (): "none"}.get(field.default, str(field.default))
+    if isinstance(field.default, tuple) and field.default:
+        default = " ".join(map(str, field.default))
     default = default.lower() if isinstance(field.default, bool) else default
     required = field.default is dataclasses.MISSING
     assert entry.endswith("(required)" if required else f"(default: {default})")
