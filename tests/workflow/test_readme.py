@@ -84,7 +84,7 @@ def test_the_overlay_for_a_network_of_the_zoo_is_complete():
     assert plan(config).models["cifar"].classes == 10
 
 
-@pytest.mark.parametrize("source", ["torchvision", "python"])
+@pytest.mark.parametrize("source", ["torchvision", "timm", "python"])
 def test_the_settings_of_other_sources_are_right(source):
     (block,) = (block for block in BLOCKS if f"source: {source}" in block)
     text = "\n".join(line[4:] for line in block.splitlines())
