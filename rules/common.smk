@@ -404,7 +404,6 @@ def write_jobs():
         "configfiles": [
             os.path.relpath(name) for name in workflow.overwrite_configfiles
         ],
-        "cores": workflow.cores,
         "jobs": listed(PLAN),
     }
     try:
