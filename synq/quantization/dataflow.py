@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from synq.config.calibration import FLOAT
 from synq.models.structure import attention_layers
 from synq.quantization.activations import (
     CLIPPING,
@@ -37,7 +38,6 @@ LAYERS = (
 )
 CLIPS = ("relu/", "relu6/", "hardtanh/", "clamp/", "maximum/")
 JOINING = ("cat", "stack")
-FLOAT = 32
 
 
 @dataclass(eq=False)
