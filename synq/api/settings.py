@@ -19,7 +19,7 @@ from synq.config.grid import parse_bits
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.needs import needs
-from synq.config.plan import METHOD_STAGES, STAGES, Plan, plan, shard_classes
+from synq.config.plan import METHOD_STAGES, STAGES, Plan, entries, plan, shard_classes
 from synq.config.synthesis import Synthesis
 from synq.errors import ConfigError, nearest
 
@@ -33,7 +33,8 @@ def _config() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(
         resources.files("synq.config").joinpath("config.yaml").read_text("utf-8")
     )
-    return found
+    # What an entry is like is a part of it from here on.
+    return {**found, **{name: entries(found[name], name) for name in ("methods", "image_sets")}}
 
 
 def methods() -> dict[str, str]:

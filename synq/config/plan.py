@@ -164,11 +164,11 @@ def plan(config: Mapping[str, Any], *, held: Collection[str] = ()) -> Plan:
     models, model_sections = _models(config["models"], config.get("store"))
     image_sets = {
         _name(name, "image_sets"): _image_set(values, f"image_sets.{name}")
-        for name, values in _whole(config["image_sets"], "image_sets").items()
+        for name, values in entries(config["image_sets"], "image_sets").items()
     }
     methods = {
         _name(name, "methods"): _method(name, values, image_sets)
-        for name, values in _whole(config["methods"], "methods").items()
+        for name, values in entries(config["methods"], "methods").items()
     }
     _check_ceilings(methods)
     grid = convert(Grid, config["grid"], "grid")
@@ -312,19 +312,19 @@ def _models(
     return models, sections
 
 
-def _whole(config: Any, where: str) -> dict[str, dict[str, Any]]:
+def entries(config: Any, where: str) -> dict[str, dict[str, Any]]:
     """The entries of a section, those with ``like`` with all that they take over from another."""
-    entries = {
+    written = {
         name: dict(mapping(values or {}, f"{where}.{name}"))
         for name, values in mapping(config, where).items()
     }
 
     def whole(name: str, below: tuple[str, ...]) -> dict[str, Any]:
-        own = dict(entries[name])
+        own = dict(written[name])
         if "like" not in own:
             return own
         base = own.pop("like")
-        others = [other for other in entries if other not in below]
+        others = [other for other in written if other not in below]
         if base not in others:
             raise ConfigError(
                 f"{where}.{name}.like names {base!r}; it is another entry that is not like this "
@@ -337,7 +337,7 @@ def _whole(config: Any, where: str) -> dict[str, dict[str, Any]]:
             taken[key] = {**dict(before or {}), **value} if joined else value
         return taken
 
-    return {name: whole(name, (name,)) for name in entries}
+    return {name: whole(name, (name,)) for name in written}
 
 
 def _image_set(values: Any, where: str) -> ImageSet:
