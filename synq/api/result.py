@@ -13,8 +13,11 @@ from synq.api.settings import Run
 from synq.io.artifacts import checksum, write_checkpoint
 from synq.io.shards import ImageSet
 from synq.models.teacher import Teacher
+from synq.quantization.convert import weight_quantizers
 from synq.quantization.packed import pack
+from synq.quantization.quantizers import Recipe
 from synq.quantization.student import student_tensors
+from synq.stages.evaluate import work_on_an_image
 from synq.stages.inspect import shown, verdict
 
 
@@ -74,10 +77,13 @@ class Result:
         """What was quantized, how well the student does, and its size, in a few lines."""
         record, found, measured = self.record, self.inspection, self.measured
         layers = [part for part in found["parts"] if part["role"] == "layer" and part["calls"]]
-        quantized = sum(not part["reason"] for part in layers)
-        inputs = found["quantized_inputs"]
-        share = inputs["multiply_adds_share"]
-        work = "" if share is None else f", {100 * share:.0f} % of the multiply-adds"
+        own = weight_quantizers(self.student)
+        quantized = sum(part["name"] in own for part in layers)
+        # Of this student: a wider scope has more codes than the inspection of a network finds.
+        recipe = Recipe(**record["recipe"])
+        spent = work_on_an_image(self.network, self.student, recipe)
+        share = spent["multiply_adds_share"]
+        work = f", {100 * share:.0f} % of the multiply-adds"
         on = "test" if measured.real else "held-out synthetic"
         what = "top-1" if measured.real else "agreement with the network"
         numbers = f"calibrated {measured.calibrated:.2f} %, student {measured.student:.2f} %"
@@ -87,7 +93,7 @@ class Result:
         lines = [
             f"{record['model']} at {record['bits']} by {record['method']}, seed {record['seed']}",
             f"quantized: the weights of {quantized} of {len(layers)} layers, the inputs of "
-            f"{inputs['layers']} of {inputs['of']}{work}",
+            f"{spent['layers_reading_codes']} of {spent['layers']}{work}",
             f"images: {record['images']:,} ({record['image_set']}), epoch {record['epoch']} of "
             f"{record['last']}",
             f"{what} on {measured.images:,} {on} images: {numbers}",

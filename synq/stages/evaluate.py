@@ -108,7 +108,7 @@ def evaluate_run(
         "weight_bytes": record["weight_bytes"],
         "widths": record.get("widths"),
         "scope": recipe.scope,
-        **_work(network, student, recipe),
+        **work_on_an_image(network, student, recipe),
         "published": test.published,
         "test_images": len(images),
         "settings": {key: record[key] for key in ("calibration", "finetune")},
@@ -121,7 +121,7 @@ def evaluate_run(
         print(f"remark: {metrics['remark']}")
 
 
-def _work(network: Teacher, student: nn.Module, recipe: Recipe) -> dict[str, Any]:
+def work_on_an_image(network: Teacher, student: nn.Module, recipe: Recipe) -> dict[str, Any]:
     """What an image costs, and how much of it reads codes."""
     bits = {name: own.weight_quantizer.bits for name, own in weight_quantizers(student).items()}
     work = work_of(network.model, network.image_shape, recipe, bits)
