@@ -18,7 +18,8 @@ from synq.io.shards import ImageSet
 from synq.models.judgement import Synthesized
 from synq.models.outputs import count_classes
 from synq.models.teacher import Teacher, held_teacher
-from synq.stages.collect import drawn, real_images
+from synq.stages.collect import drawn
+from synq.stages.real_images import training_set
 from synq.stages.synthesize import synthesized
 
 BYTES = 2  # of a pixel, in float16
@@ -75,7 +76,7 @@ def image_set_of(
     """The images of some classes, group by group, as the workflow's shards hold them."""
     _check_memory(network, shards, settings.images_per_class)
     if isinstance(settings, RealImages):
-        images = real_images(network, settings)
+        images = training_set(network, settings)
         made = [drawn(network, images, classes, seed, settings) for classes in shards]
     else:
         made = [synthesized(network, classes, seed, settings) for classes in shards]

@@ -23,16 +23,17 @@ from synq.io.artifacts import read_checkpoint
 from synq.io.shards import ImageSet
 from synq.models.build import frozen
 from synq.models.teacher import Teacher, check_classes, read_teacher
-from synq.quantization.convert import bits_in_use, packed_bytes, quantized_names
+from synq.quantization.convert import bits_in_use, packed_bytes
 from synq.quantization.quantizers import Recipe
-from synq.quantization.student import read_student, recipe_from, student_of, student_tensors
+from synq.quantization.student import read_student, student_at, student_of, student_tensors
 from synq.reporting.accuracy import confusion, doubt, top1
 from synq.reporting.inspection import inspect_model
 from synq.runtime.process import prepared, versions
 from synq.runtime.progress import showing
 from synq.stages.evaluate import held_out_images
-from synq.stages.evaluate_teacher import predictions, test_images
+from synq.stages.evaluate_teacher import predictions
 from synq.stages.finetune import calibrate_student, chosen_recipe, select, training_images
+from synq.stages.real_images import test_images
 
 Settings = Mapping[str, Any] | None
 # Test images: a folder with one directory per class, settings as in the config's ``test``, or
@@ -260,9 +261,7 @@ def _check_images(network: Teacher, images: ImageSet) -> None:
 def _trained(network: Teacher, shards: ImageSet, run: Run, bits: str, seed: int) -> _Trained:
     device = next(network.model.parameters()).device
     images = training_images(shards, run.finetune, device)
-    recipe = recipe_from(bits, run.calibration)
-    student = student_of(network, recipe).to(device)
-    recipe = recipe.resolved(quantized_names(student))
+    student, recipe = student_at(network, bits, run.calibration, device)
     if run.calibration.mixed:
         recipe = chosen_recipe(
             network, student, recipe, images, run.calibration, run.finetune, seed

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from synq.config.calibration import Calibration, kept_bits
@@ -13,7 +14,7 @@ from synq.errors import ArtifactError
 from synq.io.artifacts import read_checkpoint
 from synq.models.teacher import Teacher
 from synq.models.weights import load_weights
-from synq.quantization.convert import quantize
+from synq.quantization.convert import quantize, quantized_names
 from synq.quantization.coverage import require_activations
 from synq.quantization.quantizers import Recipe
 
@@ -38,6 +39,18 @@ def recipe_from(bits: str, settings: Calibration) -> Recipe:
         scope=settings.scope,
         sum_bits=settings.sum_bits,
     )
+
+
+def student_at(
+    teacher: Teacher, bits: str, settings: Calibration, device: torch.device
+) -> tuple[nn.Module, Recipe]:
+    """A student of widths such as ``w4a4``, not calibrated yet, and its recipe, of names alone.
+
+    Raises ConfigError for a pattern of ``keep_bits`` that matches nothing.
+    """
+    recipe = recipe_from(bits, settings)
+    student = student_of(teacher, recipe).to(device)
+    return student, recipe.resolved(quantized_names(student))
 
 
 def opened(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from synq.config.images import RealImages
-from synq.data.datasets import Images, normalise, read
-from synq.errors import ConfigError, DataError
+from synq.data.datasets import Images, normalise
+from synq.errors import DataError
 from synq.io.shards import write_shard
 from synq.models.judgement import Synthesized, judged
 from synq.models.teacher import Teacher, check_classes, read_teacher, shard_record
 from synq.runtime.process import generator_for, prepare
+from synq.stages.real_images import training_set
 
 
 def collect_shard(
@@ -27,22 +28,8 @@ def collect_shard(
     """Draw ``images_per_class`` real images of each of ``classes`` by the seed and write them."""
     network = read_teacher(teacher, prepare(device, threads))
     check_classes(classes, network)
-    result = drawn(network, real_images(network, settings), classes, seed, settings)
+    result = drawn(network, training_set(network, settings), classes, seed, settings)
     write_shard(output, *result, shard_record(network, classes, seed, settings))
-
-
-def real_images(network: Teacher, settings: RealImages) -> Images:
-    """All real images that ``settings`` name, checked against the network's input and classes."""
-    if settings.dataset == "none":
-        raise ConfigError("dataset is none; real images need dataset: digits or folder")
-    return read(
-        settings.dataset,
-        settings,
-        "train",
-        classes=network.classes,
-        image_shape=network.image_shape,
-        name=network.name,
-    )
 
 
 def drawn(

@@ -23,7 +23,8 @@ from synq.quantization.quantizers import Recipe
 from synq.quantization.student import check_teacher, recipe_of, student_of
 from synq.reporting.accuracy import per_class, top1
 from synq.runtime.process import prepare, versions
-from synq.stages.evaluate_teacher import predictions, test_images
+from synq.stages.evaluate_teacher import predictions
+from synq.stages.real_images import test_images
 
 # Bytes of the students that see the images at once: whoever has more of them, decodes them again.
 TOGETHER = 1 << 29

@@ -10,12 +10,13 @@ import torch
 
 from synq.config.evaluation import Evaluation
 from synq.config.images import TestSet
-from synq.data.datasets import Images, read
+from synq.data.datasets import Images
 from synq.io.artifacts import write_json
 from synq.models.teacher import Teacher, read_teacher, stored_bytes
 from synq.reporting.accuracy import confusion, doubt, per_class, top1
 from synq.runtime.process import prepare, versions
 from synq.runtime.progress import progress
+from synq.stages.real_images import test_images
 
 
 def evaluate_teacher(
@@ -47,18 +48,6 @@ def evaluate_teacher(
     print(f"{network.name}: {shown}")
     if warning:
         print(f"warning: {warning}")
-
-
-def test_images(network: Teacher, test: TestSet) -> Images:
-    """The whole test set, checked against the network's input and classes."""
-    return read(
-        test.dataset,
-        test,
-        "test",
-        classes=network.classes,
-        image_shape=network.image_shape,
-        name=network.name,
-    )
 
 
 def predictions(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from synq.config.export import Export
 from synq.config.images import TestSet
-from synq.data.datasets import normalise, read
+from synq.data.datasets import normalise
 from synq.data.names import class_names
 from synq.errors import ConfigError, ModelError
 from synq.io.artifacts import atomic, file_sha256, write_checkpoint, write_json
@@ -23,6 +23,7 @@ from synq.quantization.packed import pack
 from synq.quantization.runtime import compared, first_difference
 from synq.quantization.student import read_student, recipe_of
 from synq.runtime.process import prepare, versions
+from synq.stages.real_images import test_images
 
 BATCH = 64
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -173,14 +174,7 @@ def _test(
     network: Teacher, test: TestSet, settings: Export, size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of normalised test images and their labels, evenly spread over the set."""
-    images = read(
-        test.dataset,
-        test,
-        "test",
-        classes=network.classes,
-        image_shape=network.image_shape,
-        name=network.name,
-    )
+    images = test_images(network, test)
     count = min(len(images), settings.test_images)
     rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
     for own in rows.split(size):

@@ -22,11 +22,11 @@ from synq.io.shards import ImageSource, ShardSet
 from synq.io.students import write_students
 from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import bits_in_use, packed_bytes, quantized_names
+from synq.quantization.convert import bits_in_use, packed_bytes
 from synq.quantization.mixed import chosen_widths, room
 from synq.quantization.quantizers import Recipe
 from synq.quantization.sensitivity import Trial, losses_alone
-from synq.quantization.student import recipe_from, student_of
+from synq.quantization.student import student_at, student_of
 from synq.runtime.process import generator_for, prepare, versions
 from synq.runtime.team import ALONE, Team, joined
 from synq.synthesis.gdfq import GeneratorTraining
@@ -58,8 +58,7 @@ def finetune_student(
     # The rule asks for the threads of all processes.
     target = prepare(device, -(-threads // settings.processes))
     network = read_teacher(teacher, target)
-    student = student_of(network, recipe_from(bits, calibration)).to(target)
-    recipe = recipe_from(bits, calibration).resolved(quantized_names(student))
+    student, recipe = student_at(network, bits, calibration, target)
     record = {
         "teacher_sha256": network.sha256,
         "model": network.name,

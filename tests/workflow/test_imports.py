@@ -30,7 +30,8 @@ USERS = {
 STAGES = sorted(
     path.stem
     for path in (Path(__file__).parents[2] / "synq" / "stages").glob("*.py")
-    if path.stem != "__init__"
+    # What several of them share is no stage.
+    if path.stem not in ("__init__", "real_images")
 )
 
 

@@ -51,6 +51,7 @@ EDITS = {
     "models/features.py": {"finetune", "inspect"},
     "models/judgement.py": {"synthesize", "collect", "finetune"},
     "data/datasets.py": {"collect", "evaluate_teacher", "evaluate", "export"},
+    "stages/real_images.py": {"collect", "evaluate_teacher", "evaluate", "export"},
     "reporting/accuracy.py": {"evaluate_teacher", "evaluate"},
     "reporting/tables.py": {"tables"},
     "reporting/verdict.py": {"tables", "page"},
