@@ -22,6 +22,7 @@ from synq.errors import UserError
 from synq.config.cost import (
     evaluation_minutes,
     finetune_minutes,
+    finetune_threads,
     kept_students,
     sensitivity_forwards,
     sensitivity_minutes,
@@ -329,6 +330,10 @@ def processes(wildcards):
     """The processes of a fine-tuning, with a GPU each."""
     names = wildcards.model, wildcards.method
     return group_at("finetune", "finetune", *names).processes
+
+
+def threads_of_student(wildcards):
+    return finetune_threads(PLAN.models[wildcards.model]) * processes(wildcards)
 
 
 def gpus_of_processes(wildcards):

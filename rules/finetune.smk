@@ -14,7 +14,7 @@ rule finetune:
         f"{BENCHMARKS}/{layout.FINETUNE_SECONDS}"
     conda:
         ENVIRONMENT
-    threads: lambda wildcards: 2 * processes(wildcards)
+    threads: threads_of_student
     resources:
         mem_mb=megabytes(4000),
         runtime=minutes(time_of_student),
