@@ -59,6 +59,12 @@ class Synthesis:
         "as r^-3: edges and even regions, as photographs have)",
         choices=("noise", "leaves"),
     )
+    lowpass_sigma: float = setting(
+        0.0,
+        "px: the network sees the images through a Gaussian low-pass filter of this width, and as "
+        "it sees them they are written; 0: off",
+        minimum=0,
+    )
     target: str = setting(
         "hard",
         "what pulls images to their labels: none (ZeroQ), labels (cross-entropy), "

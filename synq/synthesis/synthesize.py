@@ -6,13 +6,13 @@ statistics.
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from synq.config.synthesis import Synthesis
 from synq.data.augment import crop_and_flip
+from synq.data.lowpass import blur_transfer, lowpass
 from synq.errors import DivergenceError
 from synq.models.judgement import Synthesized, judged
 from synq.runtime.progress import progress
@@ -76,7 +76,8 @@ def optimise(
 ) -> Tensor:
     """Adam on the pixels of one image per label, or what they are made of.
 
-    What it begins with is drawn on the CPU.
+    What it begins with is drawn on the CPU. What a filter takes away has no gradient and is not in
+    the images: the statistics are met by what is left, and not by noise that is filtered later.
     """
     kind = PARAMETERS[settings.parameters]
     if settings.begin == "leaves":
@@ -86,7 +87,14 @@ def optimise(
         optimised = kind.of_noise(noise.to(device))
     optimised.requires_grad_()
     _, height, width = image_shape
-    images = partial(kind.images, optimised, (height, width))
+    transfer = None
+    if settings.lowpass_sigma > 0:
+        transfer = blur_transfer(height, width, settings.lowpass_sigma).to(device)
+
+    def images() -> Tensor:
+        made = kind.images(optimised, (height, width))
+        return made if transfer is None else lowpass(made, transfer)
+
     labels = labels.to(device)
     optimizer = torch.optim.Adam([optimised], settings.pixel_learning_rate)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(

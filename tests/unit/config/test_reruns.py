@@ -24,7 +24,7 @@ EDITS = {
     "finetuning/losses.py": {"finetune"},
     "finetuning/objective.py": {"finetune"},
     "finetuning/training.py": {"finetune"},
-    "data/lowpass.py": {"finetune", "page"},
+    "data/lowpass.py": {"synthesize", "finetune", "page"},
     "quantization/calibration.py": {"finetune", "sensitivity"},
     "quantization/sensitivity.py": {"finetune", "sensitivity"},
     "quantization/mixed.py": {"finetune", "sensitivity"},

@@ -9,6 +9,7 @@ import torch
 from reference_values import teacher
 
 from synq.config.synthesis import Synthesis
+from synq.data.lowpass import blur_transfer, lowpass
 from synq.errors import ConfigError, DivergenceError, ModelError
 from synq.runtime.process import generator_for
 from synq.synthesis.batchnorm import Statistician
@@ -78,6 +79,7 @@ def test_without_a_target_labels_do_not_matter():
         {"statistic": "deviation"},
         {"parameters": "fourier"},
         {"begin": "leaves"},
+        {"lowpass_sigma": 0.6},
     ],
     ids=str,
 )
@@ -225,6 +227,21 @@ def test_dead_leaves_have_edges_between_even_regions(shape):
 def test_images_from_leaves_come_closer_to_the_statistics():
     images = made(replace(SHORT, iterations=60, begin="leaves", target="none")).images
     assert alignment(images) < 0.5 * alignment(dead_leaves(4, SHAPE, generator_for(0)))
+
+
+def test_images_made_through_a_filter_need_none_and_match_better_than_those_filtered_later():
+    settings = replace(SHORT, iterations=60, target="none")
+    transfer = blur_transfer(*SHAPE[1:], 0.6)
+    later = lowpass(made(settings).images, transfer)
+    through = made(replace(settings, lowpass_sigma=0.6)).images
+    assert alignment(through) < 0.7 * alignment(later)
+
+    def corner(images):
+        """The share of the power at the highest frequency of both axes."""
+        power = torch.fft.rfft2(images).abs().square().mean((0, 1))
+        return float(power[16, 16] / power.mean())
+
+    assert corner(through) < 2 * float(transfer[16, 16]) < 0.2
 
 
 def test_the_alignment_of_deviations_is_that_of_their_roots():
