@@ -21,9 +21,10 @@ class Finetune:
     )
     rates: str = setting(
         "fixed",
-        "learning rates: fixed, or grid (as they are for weights of 2 bits, and lower by the steps "
-        "of a finer grid: Adam then moves a weight by the same share of a step at every width)",
-        choices=("fixed", "grid"),
+        "learning rates: fixed, grid (as they are for weights of 2 bits, and lower by the steps "
+        "of a finer grid: Adam then moves a weight by the same share of a step at every width), "
+        "or squared (by the square of that, as the rounding's error falls, which is to be made up)",
+        choices=("fixed", "grid", "squared"),
     )
     schedule: str = setting(
         "steps",

@@ -87,6 +87,10 @@ def held_out_loss(
     return float(total) / len(images.held_out)
 
 
+# Of ``grid_factor``, by the choices of ``finetune.rates``.
+RATE_POWERS = {"fixed": 0, "grid": 1, "squared": 2}
+
+
 def grid_factor(bits: float) -> float:
     """The steps of a 2-bit grid over those of a grid of ``bits``."""
     return float((2**2 - 1) / (2**bits - 1))
@@ -111,11 +115,13 @@ def rate_factors(student: nn.Module) -> dict[nn.Parameter, float]:
 
 def optimizer_for(student: nn.Module, settings: Finetune) -> torch.optim.Optimizer:
     """The optimizer of a student's parameters; learned scales have a rate and no decay."""
-    factors = rate_factors(student) if settings.rates == "grid" else {}
+    power = RATE_POWERS[settings.rates]
+    factors = rate_factors(student) if power else {}
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in student.named_parameters():
         scale, factor = name.split(".")[-1] == "log_scale", factors.get(parameter, 1.0)
         rate = settings.scale_learning_rate if scale else settings.learning_rate
+        factor = factor**power
         own = {"weight_decay": 0.0} if scale else {}
         group = groups.setdefault((scale, factor), {"params": [], "lr": factor * rate, **own})
         group["params"].append(parameter)

@@ -282,6 +282,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(settings, make):
         {"optimizer": "adam"},
         {"schedule": "cosine"},
         {"rates": "grid"},
+        {"rates": "squared"},
         {"jitter": 0.2},
     ],
     ids=str,
@@ -312,9 +313,10 @@ def test_learned_scales_are_trained_at_their_own_rate_and_without_decay():
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
 
 
-def test_rates_follow_the_bits_of_each_layer():
+@pytest.mark.parametrize(("kind", "power"), [("grid", 1), ("squared", 2)])
+def test_rates_follow_the_bits_of_each_layer(kind, power):
     """Steps of 2 bits over those of the layer; of what is no weight, by the mean of the bits."""
-    settings = replace(ADAM, rates="grid", learning_rate=1.0, scale_learning_rate=10.0)
+    settings = replace(ADAM, rates=kind, learning_rate=1.0, scale_learning_rate=10.0)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3), nn.ReLU())
     recipe = Recipe(2, 4, "learned", "learned", keep={"2": 4})
     network = quantize(network, recipe)
@@ -324,13 +326,13 @@ def test_rates_follow_the_bits_of_each_layer():
         for group in optimizer_for(network, settings).param_groups
         for parameter in group["params"]
     }
-    other = 3 / (2**3 - 1)  # 18 numbers of 2 bits and 18 of 4
+    other = (3 / (2**3 - 1)) ** power  # 18 numbers of 2 bits and 18 of 4
     assert rates == pytest.approx(
         {
             "0.weight": 1.0,
             "0.weight_quantizer.log_scale": 10.0,
-            "2.weight": 3 / 15,
-            "2.weight_quantizer.log_scale": 2.0,
+            "2.weight": (3 / 15) ** power,
+            "2.weight_quantizer.log_scale": 10 * (3 / 15) ** power,
             "0.bias": other,
             "2.bias": other,
             "1.quantizer.log_scale": 10 * other,
