@@ -22,6 +22,7 @@ IMAGE_SIZE = 224  # px, where only the zoo knows
 
 SYNTHESIS, TRAINING, FULL_TRAINING, EVALUATION = 2.4, 4.3, 12.0, 1.2  # F an image
 SNAPSHOTS_AT_ENDS = 3
+MOST_PARTS = 50  # that are reconstructed; how many there are the config does not say
 MOST_LAYERS = 150  # with a weight; how many there are the config does not say
 # Of a folder or an array the number of images is not known: ImageNet's.
 TEST_IMAGES = {"none": 0, "digits": 599, "cifar10": 10_000, "cifar100": 10_000}
@@ -61,6 +62,10 @@ def finetune_minutes(
     all_terms = settings.perturbation > 0 or settings.feature_weight > 0
     step = FULL_TRAINING if all_terms else TRAINING
     passes = images * (settings.epochs + 1) / settings.processes
+    if settings.reconstruct != "off":
+        # A step of every part is one of the network; each part has seen all images by both.
+        passes += settings.reconstruct_steps * settings.reconstruct_batch_size
+        widths += 2 * MOST_PARTS * settings.reconstruct_images
     return _minutes(model, step * passes + widths, gpu=gpu)
 
 
