@@ -12,10 +12,12 @@ from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
-from synq.config.synthesis import Synthesis
+from synq.config.synthesis import NETWORKS, Synthesis
 
 SECONDS_A_PIXEL = 1.4e-6  # of a forward, on one core
 CORES_A_GPU = 20
+# A generator of the image's size costs two to three of such a network.
+GENERATED = 4
 MARGIN = 3.0
 START = 10  # minutes that every job has: a file system may be slow, and torch is large
 IMAGE_SIZE = 224  # px, where only the zoo knows
@@ -37,6 +39,8 @@ def synthesis_minutes(
     if isinstance(settings, RealImages):
         return _minutes(model, images, gpu=gpu)
     passes = images * settings.iterations
+    if settings.parameters in NETWORKS:
+        passes *= GENERATED
     if settings.deep_weight > 0:
         # Every class has its centre, and every shard makes them all.
         passes += model.classes * settings.centre_iterations
