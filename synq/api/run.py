@@ -18,6 +18,7 @@ from synq.config.images import RealImages
 from synq.config.model import Model
 from synq.data.datasets import Images
 from synq.errors import ArtifactError, ConfigError, DataError, ModelError
+from synq.finetuning.reconstruction import reconstruct
 from synq.finetuning.training import Progress, finetune
 from synq.io.artifacts import read_checkpoint
 from synq.io.shards import ImageSet
@@ -268,6 +269,8 @@ def _trained(network: Teacher, shards: ImageSet, run: Run, bits: str, seed: int)
         )
         student = student_of(network, recipe).to(device)
     calibrate_student(network, student, images, run.calibration, run.finetune, seed)
+    for _ in reconstruct(network.model, student, images, run.finetune, seed):
+        pass
     states: dict[int, dict[str, Tensor]] = {}
     selected, history = 0, Progress().history
     for state in finetune(network.model, student, images, run.finetune, seed, Progress()):

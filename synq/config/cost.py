@@ -12,10 +12,12 @@ from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
-from synq.config.synthesis import Synthesis
+from synq.config.synthesis import NETWORKS, Synthesis
 
 SECONDS_A_PIXEL = 1.4e-6  # of a forward, on one core
 CORES_A_GPU = 20
+# A generator of the image's size costs two to three of such a network.
+GENERATED = 4
 MARGIN = 3.0
 START = 10  # minutes that every job has: a file system may be slow, and torch is large
 IMAGE_SIZE = 224  # px, where only the zoo knows
@@ -23,6 +25,7 @@ SMALL = 64  # px; at 16 a student of two threads takes 22 s of the clock and 25 
 
 SYNTHESIS, TRAINING, FULL_TRAINING, EVALUATION = 2.4, 4.3, 12.0, 1.2  # F an image
 SNAPSHOTS_AT_ENDS = 3
+MOST_PARTS = 50  # that are reconstructed; how many there are the config does not say
 MOST_LAYERS = 150  # with a weight; how many there are the config does not say
 # Of a folder or an array the number of images is not known: ImageNet's.
 TEST_IMAGES = {"none": 0, "digits": 599, "cifar10": 10_000, "cifar100": 10_000}
@@ -37,6 +40,8 @@ def synthesis_minutes(
     if isinstance(settings, RealImages):
         return _minutes(model, images, gpu=gpu)
     passes = images * settings.iterations
+    if settings.parameters in NETWORKS:
+        passes *= GENERATED
     if settings.deep_weight > 0:
         # Every class has its centre, and every shard makes them all.
         passes += model.classes * settings.centre_iterations
@@ -68,6 +73,10 @@ def finetune_minutes(
     all_terms = settings.perturbation > 0 or settings.feature_weight > 0
     step = FULL_TRAINING if all_terms else TRAINING
     passes = images * (settings.epochs + 1) / settings.processes
+    if settings.reconstruct != "off":
+        # A step of every part is one of the network; each part has seen all images by both.
+        passes += settings.reconstruct_steps * settings.reconstruct_batch_size
+        widths += 2 * MOST_PARTS * settings.reconstruct_images
     return _minutes(model, step * passes + widths, gpu=gpu)
 
 

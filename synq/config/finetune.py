@@ -85,6 +85,36 @@ class Finetune:
         minimum=0,
         maximum=0.9,
     )
+    reconstruct: str = setting(
+        "off",
+        "before the training each residual unit, and each layer outside of one, is fitted in turn "
+        "to give what the teacher's gives (BRECQ, Genie): off; rounding (each weight is rounded up "
+        "or down, AdaRound, and steps are learned; for calibration.weights: learned); weights "
+        "(they are trained themselves, at the rates of the training)",
+        choices=("off", "rounding", "weights"),
+    )
+    reconstruct_steps: int = setting(500, "such steps on each of them", minimum=1)
+    reconstruct_images: int = setting(1024, "images that they are fitted on, at most", minimum=1)
+    reconstruct_batch_size: int = setting(32, "images of each such step", minimum=1)
+    reconstruct_drop: float = setting(
+        0.5,
+        "share of the values of each activation that such a step leaves unquantized, and of what a "
+        "unit is given that come from the teacher (QDrop)",
+        minimum=0,
+        maximum=1,
+    )
+    reconstruct_memory: int = setting(
+        1000,
+        "for what a unit is given and gives on these images; where they need more they take turns",
+        unit="MB",
+        minimum=1,
+    )
+    rounding_learning_rate: float = setting(
+        1e-2, "Adam's learning rate for the rounding of weights (reconstruct: rounding)", above=0
+    )
+    rounding_weight: float = setting(
+        1.0, "weight of what drives each rounding up or down in the end (the same)", minimum=0
+    )
     holdout: float = setting(
         0.1, "share of the images of each class kept to select the epoch", minimum=0, maximum=0.9
     )

@@ -10,6 +10,7 @@ from synq.errors import ConfigError, nearest
 # The settings that not every network fits, with their value where it decides.
 SETTINGS = (
     *("finetune.cam", "finetune.feature_weight", "finetune.block_weight"),
+    "finetune.reconstruct",
     "calibration.range_source",
     "synthesis.deep_weight",
     *("synthesis.prior=auto", "synthesis.prior=batchnorm", "synthesis.prior=patches"),
@@ -33,6 +34,7 @@ def needs(plan: Plan, model: str) -> list[str]:
             "finetune.cam": finetune.cam if finetune.cam != "off" else "",
             "finetune.feature_weight": finetune.feature_weight or "",
             "finetune.block_weight": finetune.block_weight or "",
+            "finetune.reconstruct": finetune.reconstruct if finetune.reconstruct != "off" else "",
             "calibration.range_source": (
                 "generator" if calibration.range_source == "generator" else ""
             ),

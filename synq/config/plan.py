@@ -239,7 +239,19 @@ def _check_layers(whole: Plan, held: Collection[str]) -> None:
                     f"method {method} trains on real images, but models.{model}.real names none; "
                     "write real: {dataset: folder, path: ...} there"
                 )
+            _check_rounding(whole, model, method)
             _check_held_out(whole, model, method, tested="test" in held)
+
+
+def _check_rounding(whole: Plan, model: str, method: str) -> None:
+    """Which way weights are rounded is learned on steps that stay, or are learned too."""
+    rounding = whole.settings("finetune", model, method=method).reconstruct == "rounding"
+    kind = whole.settings("calibration", model, method=method).weights
+    if rounding and kind != "learned":
+        raise ConfigError(
+            f"method {method} has finetune.reconstruct: rounding, and calibration.weights: {kind}; "
+            "write calibration.weights: learned, or finetune.reconstruct: weights"
+        )
 
 
 def _check_held_out(whole: Plan, model: str, method: str, *, tested: bool) -> None:

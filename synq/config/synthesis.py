@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from synq.config.fields import PRECISIONS, setting
 from synq.errors import ConfigError
 
+# What images are made by where Adam optimises no image itself.
+NETWORKS = ("generator", "conditional")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:
@@ -16,7 +19,9 @@ class Synthesis:
     )
     batch_size: int = setting(256, "images optimised together, at most", minimum=1)
     iterations: int = setting(1000, "Adam steps on the pixels of a batch", minimum=1)
-    pixel_learning_rate: float = setting(0.5, "Adam's learning rate", above=0)
+    pixel_learning_rate: float = setting(
+        0.5, "Adam's learning rate for pixels, coefficients or latents", above=0
+    )
     plateau_patience: int = setting(
         50, "iterations without improvement before the learning rate is divided by 10", minimum=1
     )
@@ -49,9 +54,21 @@ class Synthesis:
     )
     parameters: str = setting(
         "pixels",
-        "what Adam optimises: pixels, or fourier (coefficients with amplitudes that fall as 1 / f, "
-        "as those of photographs do)",
-        choices=("pixels", "fourier"),
+        "what Adam optimises: pixels; fourier (coefficients with amplitudes that fall as 1 / f, "
+        "as those of photographs do); generator (a latent for each image and a network that "
+        "decodes a batch of them, Genie); conditional (a network that makes images of any noise "
+        "and a label, for the classes of a file together, GDFQ)",
+        choices=("pixels", "fourier", "generator", "conditional"),
+    )
+    generator_learning_rate: float = setting(
+        0.01, "Adam's learning rate for that network (parameters: generator, conditional)", above=0
+    )
+    swing: int = setting(
+        0,
+        "largest shift of what a convolution with a stride reads, at random in each iteration "
+        "(Genie: 1); 0: off",
+        unit="px",
+        minimum=0,
     )
     begin: str = setting(
         "noise",
@@ -113,4 +130,19 @@ class Synthesis:
             raise ConfigError(
                 "deep_weight is for BatchNorm statistics, which prior: patches does without; "
                 "set deep_weight: 0"
+            )
+        if self.parameters in NETWORKS and self.begin != "noise":
+            raise ConfigError(
+                f"begin is {self.begin}, and parameters: {self.parameters} makes images of noise; "
+                "write begin: noise, or parameters: fourier"
+            )
+        if self.parameters in NETWORKS and self.deep_weight > 0:
+            raise ConfigError(
+                f"deep_weight needs centres that are optimised themselves, and parameters is "
+                f"{self.parameters}; set deep_weight: 0, or parameters: pixels"
+            )
+        if self.swing and self.compile != "off":
+            raise ConfigError(
+                "swing changes the network in each iteration, which is not compiled; set swing: 0 "
+                "or compile: off"
             )

@@ -33,7 +33,7 @@ def begun(output: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
 class Work:
     """The folder ``<output>.work``: a student an epoch, and the state that names the newest.
 
-    A process that was told to end leaves the middle of an epoch, too.
+    A process that was told to end leaves the middle of an epoch, too; a reconstruction, each part.
     """
 
     def __init__(self, output: Path, record: Mapping[str, Any]) -> None:
@@ -63,6 +63,7 @@ class Work:
             write_checkpoint(self._student(state.epoch), "student", tensors, record)
             write_checkpoint(self._state, "state", state.optimizer, told)
             self._part.unlink(missing_ok=True)
+            self._fitted.unlink(missing_ok=True)
             return
         groups = {
             "student": tensors,
@@ -75,6 +76,22 @@ class Work:
             for name, tensor in members.items()
         }
         write_checkpoint(self._part, "part", whole, {**told, "steps": state.part.steps})
+
+    def save_fitted(self, student: nn.Module, number: int) -> None:
+        """Write the student of which so many parts are reconstructed, before its first epoch."""
+        record = {**self.record, "fitted": number}
+        write_checkpoint(self._fitted, "student", student_tensors(student), record)
+
+    def resume_fitted(self, student: nn.Module) -> int:
+        """Load that student, where it is of the same run; how many of its parts are done."""
+        with contextlib.suppress(ArtifactError, KeyError):
+            tensors, saved = read_checkpoint(self._fitted, "student")
+            self._check(
+                {"run": json.dumps({key: saved[key] for key in self.record}, sort_keys=True)}
+            )
+            student.load_state_dict(tensors)
+            return int(saved["fitted"])
+        return 0
 
     def resume(self, student: nn.Module) -> tuple[Progress | None, str]:
         """Load the newest student of the same run; its progress, and a line that tells of it."""
@@ -120,6 +137,10 @@ class Work:
 
     def _student(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:04d}.safetensors"
+
+    @property
+    def _fitted(self) -> Path:
+        return self.folder / "reconstruction.safetensors"
 
     @property
     def _state(self) -> Path:

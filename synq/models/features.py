@@ -7,7 +7,9 @@ Names and classes differ from zoo to zoo, and a layer's role does not: what is a
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from synq.errors import ModelError
 from synq.models.hooks import recorded
-from synq.models.structure import attention_layers
+from synq.models.structure import LINEAR, attention_layers, is_attention
 
+# What has a weight to fit, by the exact type, as it is quantized by.
+WEIGHTED: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.ConvTranspose2d, *LINEAR)
 ADDITIONS = ("add", "iadd", "radd")
 # Where a network has no residual units, what stands for the end of a block: by the functions, which
 # torch's modules call, too.
@@ -224,3 +228,72 @@ def residual_units(model: nn.Module, image_shape: tuple[int, int, int]) -> list[
             "set finetune.block_weight: 0"
         )
     return found
+
+
+def fitted_parts(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    """Names of the modules that are fitted one after the other, in the order of execution (BRECQ).
+
+    The residual units, modules of their classes (a unit with a stride has no sum in some networks),
+    and outside of them each layer with what one module has around it. Each is called once, with a
+    tensor of a batch of images, and gives one: only so it can be called by itself. A unit that
+    holds others is divided into these, and an attention is left out. Raises ModelError where there
+    is none.
+    """
+    flow = _Flow(model)
+    flow.run(image_shape)
+    units = {name: model.get_submodule(name) for name in flow.units if name}
+    kinds = {type(unit) for unit in units.values()} - {nn.Sequential}
+    called = _called_once(model, image_shape)
+
+    def whole(name: str, module: nn.Module) -> bool:
+        if name not in called:
+            return False
+        inner = any(other.startswith(f"{name}.") for other in units)
+        unit = type(module) in kinds and not inner
+        return unit or sum(type(layer) in WEIGHTED for layer in module.modules()) == 1
+
+    def parts(name: str, module: nn.Module) -> Iterator[str]:
+        weighted = any(type(layer) in WEIGHTED for layer in module.modules())
+        if not weighted or is_attention(module):
+            return
+        if whole(name, module):
+            yield name
+            return
+        for child, inner in module.named_children():
+            yield from parts(f"{name}.{child}".removeprefix("."), inner)
+
+    found = sorted(set(parts("", model)), key=called.index)
+    if not found:
+        raise ModelError(
+            "the model has no layer that is called once, with one tensor, to be fitted by itself; "
+            "set finetune.reconstruct: off"
+        )
+    return found
+
+
+def _called_once(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    """The modules within a network that are called once, with a batch's tensor, and give one."""
+    images = next(model.parameters()).new_zeros(2, *image_shape)
+    calls: Counter[str] = Counter()
+    apart: set[str] = set()
+
+    def of_batch(values: Any) -> bool:
+        return isinstance(values, Tensor) and values.dim() > 1 and len(values) == len(images)
+
+    def before(name: str, *_: Any) -> None:
+        calls[name] += 1
+
+    def behind(name: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not (len(args) == 1 and not kwargs and of_batch(args[0]) and of_batch(output)):
+            apart.add(name)
+
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name:
+                hook = module.register_forward_pre_hook(partial(before, name))
+                stack.callback(hook.remove)
+                hook = module.register_forward_hook(partial(behind, name), with_kwargs=True)
+                stack.callback(hook.remove)
+        stack.enter_context(torch.no_grad())
+        model(images)
+    return [name for name, count in calls.items() if count == 1 and name not in apart]

@@ -14,7 +14,7 @@ from torch import nn
 from synq.config.finetune import Finetune
 from synq.config.needs import refused_widths, unmet
 from synq.errors import ModelError
-from synq.models.features import cam_layer, feature_blocks, residual_units
+from synq.models.features import cam_layer, feature_blocks, fitted_parts, residual_units
 from synq.models.hooks import recorded
 from synq.models.outputs import told
 from synq.models.structure import batchnorms
@@ -50,6 +50,7 @@ CHECKS: dict[str, Callable[[nn.Module, tuple[int, int, int]], Any]] = {
     "finetune.cam": cam_layer,
     "finetune.feature_weight": feature_blocks,
     "finetune.block_weight": residual_units,
+    "finetune.reconstruct": fitted_parts,
     "calibration.range_source": lambda model, _: batchnorms(model),
     "synthesis.deep_weight": lambda model, _: batchnorms(model),
     "synthesis.prior=auto": images_from,

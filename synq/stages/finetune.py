@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.errors import ConfigError
 from synq.finetuning.batches import Images
+from synq.finetuning.reconstruction import Fitted, reconstruct
 from synq.finetuning.resume import Work, begun
 from synq.finetuning.training import Progress, finetune, terminations
 from synq.io.artifacts import write_checkpoint
@@ -97,14 +99,26 @@ def finetune_student(
         state, text = work.resume(student)
         if team.leads and text:
             print(text, flush=True)
+        fitted = 0 if state else work.resume_fitted(student)
+        if team.leads and fitted:
+            print(f"going on after {fitted} parts of the reconstruction", flush=True)
         team.wait()  # until all have read what the leader is about to write anew
-        if state is None:
-            if team.leads:
-                work.clear()
-            calibrate_student(network, student, images, calibration, settings, seed)
-            state = Progress()
-        team.follow(student)
         with terminations() as stopped:
+            if state is None:
+                if not fitted:
+                    if team.leads:
+                        work.clear()
+                    calibrate_student(network, student, images, calibration, settings, seed)
+                if settings.reconstruct != "off":
+                    ended = partial(_any, team, stopped, target)
+                    parts = reconstruct(
+                        network.model, student, images, settings, seed, fitted, ended
+                    )
+                    _save_fitted(parts, work, student, team)
+                    if ended():
+                        return TERMINATED
+                state = Progress()
+            team.follow(student)
             for reached in finetune(
                 network.model, student, images, settings, seed, state, team, stopped
             ):
@@ -186,6 +200,22 @@ def chosen_recipe(
         counts = ", ".join(f"{n} at {bits}" for bits, n in sorted(Counter(widths).items()))
         print(f"layers by the bits of their weights, by sensitivity: {counts}", flush=True)
     return replace(recipe, keep={**(recipe.keep or {}), **dict(zip(chosen, widths, strict=True))})
+
+
+def _any(team: Team, stopped: Callable[[], bool], device: torch.device) -> bool:
+    return team.any(stopped(), device)
+
+
+def _save_fitted(parts: Iterator[Fitted], work: Work, student: nn.Module, team: Team) -> None:
+    """Reconstruct the parts, and save the student after each."""
+    for part in parts:
+        if team.leads:
+            work.save_fitted(student, part.number)
+            print(
+                f"reconstruction {part.number}/{part.parts}, {part.name}: "
+                f"error {part.before:.4g} to {part.after:.4g}",
+                flush=True,
+            )
 
 
 def _report(state: Progress, settings: Finetune) -> None:

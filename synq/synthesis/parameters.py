@@ -62,7 +62,7 @@ def natural_amplitudes(height: int, width: int) -> Tensor:
     return (amplitudes / amplitudes.square().mean().sqrt())[:, : width // 2 + 1].float()
 
 
-# The names are the choices of ``synthesis.parameters``.
+# The names are choices of ``synthesis.parameters``; the others are networks: see ``generators``.
 PARAMETERS: Mapping[str, Parameters] = {
     "pixels": Parameters(torch.clone, torch.clone, lambda pixels, _: pixels),
     "fourier": Parameters(coefficients_of_noise, coefficients_of_images, images_of_coefficients),

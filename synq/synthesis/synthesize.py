@@ -1,10 +1,9 @@
-"""Images from noise or dead leaves: Adam on the pixels until the teacher finds them natural.
+"""Images from noise or dead leaves: Adam until the teacher finds them natural.
 
 What is natural, the teacher's BatchNorm layers tell, or its attention layers where it has no such
 statistics.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -13,16 +12,13 @@ from torch import Tensor, nn
 from synq.config.synthesis import Synthesis
 from synq.data.augment import crop_and_flip
 from synq.data.lowpass import blur_transfer, lowpass
-from synq.errors import DivergenceError
 from synq.models.judgement import Synthesized, judged
-from synq.runtime.progress import progress
 from synq.synthesis import losses
-from synq.synthesis.leaves import dead_leaves
+from synq.synthesis.canvas import canvas_of, descend
+from synq.synthesis.conditional import conditional_images
 from synq.synthesis.losses import Statistics
-from synq.synthesis.parameters import PARAMETERS
 from synq.synthesis.prior import prior_of
-
-SMALLEST_LEARNING_RATE = 1e-4
+from synq.synthesis.swing import swinging
 
 
 def synthesize(
@@ -40,7 +36,8 @@ def synthesize(
     positive. Raises DivergenceError when the loss is not finite, ModelError where the teacher has
     not what ``prior`` reads.
     """
-    prior = prior_of(teacher, image_shape, settings, centres)
+    seen = swinging(teacher, settings.swing, generator) if settings.swing else teacher
+    prior = prior_of(seen, image_shape, settings, centres)
     gamma = settings.target_gamma if settings.target == "hard" else 0.0
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
@@ -60,6 +57,17 @@ def synthesize(
         return judged(teacher, images, labels)
 
     device = next(teacher.parameters()).device
+    if settings.parameters == "conditional":
+        filtered = filter_of(settings, image_shape, device)
+        images = conditional_images(
+            lambda made, labels: loss_of(filtered(made), labels),
+            labels,
+            image_shape,
+            settings,
+            generator,
+            device,
+        )
+        return judged(teacher, filtered(images), labels)
     count = -(-len(labels) // settings.batch_size)
     batches = [batch_of(part) for part in labels.tensor_split(count)]
     return Synthesized(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
@@ -74,46 +82,24 @@ def optimise(
     generator: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    """Adam on the pixels of one image per label, or what they are made of.
-
-    What it begins with is drawn on the CPU. What a filter takes away has no gradient and is not in
-    the images: the statistics are met by what is left, and not by noise that is filtered later.
-    """
-    kind = PARAMETERS[settings.parameters]
-    if settings.begin == "leaves":
-        optimised = kind.of_images(dead_leaves(len(labels), image_shape, generator).to(device))
-    else:
-        noise = torch.randn(len(labels), *image_shape, generator=generator)
-        optimised = kind.of_noise(noise.to(device))
-    optimised.requires_grad_()
-    _, height, width = image_shape
-    transfer = None
-    if settings.lowpass_sigma > 0:
-        transfer = blur_transfer(height, width, settings.lowpass_sigma).to(device)
-
-    def images() -> Tensor:
-        made = kind.images(optimised, (height, width))
-        return made if transfer is None else lowpass(made, transfer)
-
+    """Adam on the pixels of one image per label, or what they are made of."""
+    canvas = canvas_of(len(labels), image_shape, settings, generator, device)
+    filtered = filter_of(settings, image_shape, device)
     labels = labels.to(device)
-    optimizer = torch.optim.Adam([optimised], settings.pixel_learning_rate)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer,
-        factor=0.1,
-        patience=settings.plateau_patience,
-        min_lr=SMALLEST_LEARNING_RATE,
-    )
-    steps = progress(range(iterations), "synthesis")
-    for step in steps:
-        loss = loss_of(images(), labels)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DivergenceError(
-                f"the synthesis loss is {value} at iteration {step}; lower "
-                "synthesis.pixel_learning_rate or synthesis.target_weight"
-            )
-        (optimised.grad,) = torch.autograd.grad(loss, optimised)
-        optimizer.step()
-        schedule.step(value)
-        steps.set_postfix_str(f"loss {value:.4g}", refresh=False)
-    return images().detach()
+    descend(lambda: loss_of(filtered(canvas.images()), labels), canvas.learners, iterations)
+    return filtered(canvas.images()).detach()
+
+
+def filter_of(
+    settings: Synthesis, image_shape: tuple[int, int, int], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """What the images pass before the network sees them.
+
+    What it takes away has no gradient and is not in the images: the statistics are met by what is
+    left, and not by noise that is filtered later.
+    """
+    if settings.lowpass_sigma == 0:
+        return lambda images: images
+    _, height, width = image_shape
+    transfer = blur_transfer(height, width, settings.lowpass_sigma).to(device)
+    return lambda images: lowpass(images, transfer)

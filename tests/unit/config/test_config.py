@@ -346,15 +346,15 @@ def another(field, kind):
     return {int: most, str: "a b/ü", tuple[int, ...]: [3, most], tuple[str, ...]: pairs}[kind]
 
 
-# It excludes another one.
-ALONE = "budget"
+# Each excludes another one.
+ALONE = ("budget", "swing")
 
 
 def changed(cls):
     """Settings that all differ from their defaults."""
     if cls is Model:
         return model(**FROM_FILE)
-    own = {name: known for name, known in settings_of(cls).items() if name != ALONE}
+    own = {name: known for name, known in settings_of(cls).items() if name not in ALONE}
     values = {name: another(field, kind) for name, (field, kind) in own.items()}
     settings = convert(cls, values, "settings")
     assert not [name for name in own if getattr(settings, name) == own[name][0].default]
@@ -380,8 +380,9 @@ def test_flags_give_the_same_settings_again(cls):
     assert parsed(changed(cls)) == changed(cls)
 
 
-def test_a_budget_is_a_flag():
-    assert parsed(Calibration(budget="1.5 MB")) == Calibration(budget="1.5 MB")
+@pytest.mark.parametrize("settings", [Calibration(budget="1.5 MB"), Synthesis(swing=1)], ids=str)
+def test_what_excludes_another_setting_is_a_flag(settings):
+    assert parsed(settings) == settings
 
 
 @pytest.mark.parametrize("cls", [cls for cls in STAGES if cls is not Model])

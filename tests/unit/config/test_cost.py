@@ -55,3 +55,13 @@ def test_processes_share_the_work():
 def test_the_students_to_evaluate_are_those_that_are_kept():
     assert kept_students(Finetune(epochs=7)) == 8
     assert kept_students(Finetune(epochs=7, keep="ends")) == 3
+
+
+def test_a_reconstruction_and_generators_have_more_time():
+    plain, parts = Finetune(epochs=0), Finetune(epochs=0, reconstruct="rounding")
+    longer = Finetune(epochs=0, reconstruct="rounding", reconstruct_steps=20_000)
+    limits = [finetune_minutes(LARGE, s, 1000, gpu=True) for s in (plain, parts, longer)]
+    assert limits == sorted(set(limits))
+    pixels, latents = (Synthesis(parameters=kind) for kind in ("pixels", "generator"))
+    limits = [synthesis_minutes(LARGE, s, 1, gpu=True) for s in (pixels, latents)]
+    assert limits == sorted(set(limits))

@@ -26,6 +26,8 @@ def of(*methods):
         ("texq-like", ["synthesis.prior=auto", "synthesis.deep_weight=0.02"]),
         ("zeroq-tuned", ["synthesis.prior=auto"]),
         ("few-shot", ["finetune.cam=gradcam"]),
+        ("genie", ["finetune.reconstruct=rounding", "synthesis.prior=auto"]),
+        ("gdfq", ["synthesis.prior=auto"]),
         (
             "synq-released",
             [

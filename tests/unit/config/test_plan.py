@@ -499,3 +499,14 @@ def test_nothing_is_judged_unless_the_config_says_by_what(config):
 def test_a_tolerance_that_is_none_is_refused(config, accept, text):
     config["accept"] = accept
     assert text in message(config)
+
+
+def test_a_rounding_that_is_learned_needs_learned_steps(config):
+    config["methods"]["ours"]["finetune"] = {"reconstruct": "rounding"}
+    text = message(config)
+    assert text.startswith("method ours has finetune.reconstruct: rounding, and ")
+    assert "write calibration.weights: learned, or finetune.reconstruct: weights" in text
+    config["methods"]["ours"]["calibration"] = {"weights": "learned"}
+    plan(config)
+    config["methods"]["ours"] = {"images": "hard", "finetune": {"reconstruct": "weights"}}
+    plan(config)

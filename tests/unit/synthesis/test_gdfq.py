@@ -11,7 +11,8 @@ from synq.quantization.calibration import calibrate
 from synq.quantization.convert import activation_quantizers, quantize
 from synq.quantization.quantizers import Recipe
 from synq.runtime.process import generator_for
-from synq.synthesis.gdfq import LATENT, ConditionalGenerator, GeneratorTraining
+from synq.synthesis.gdfq import GeneratorTraining
+from synq.synthesis.generators import CONDITIONAL_LATENT, ConditionalGenerator
 
 SHAPE = (3, 32, 32)
 SHORT = Calibration(generator_steps=8, range_estimator="ema", range_source="generator")
@@ -31,7 +32,7 @@ def training(teacher, settings=SHORT, seed=0):
 def test_images_have_the_shape_of_the_input_and_its_normalisation(shape):
     network = ConditionalGenerator(7, shape, generator_for(0))
     labels = torch.arange(14) % 7
-    images = network(torch.randn(14, LATENT, generator=generator_for(1)), labels)
+    images = network(torch.randn(14, CONDITIONAL_LATENT, generator=generator_for(1)), labels)
     assert images.shape == (14, *shape)
     assert images.mean((0, 2, 3)).abs().max() < 1e-4
     assert (images.var((0, 2, 3)) - 1).abs().max() < 1e-2
@@ -46,7 +47,7 @@ def test_its_layers_and_their_optimizer_are_those_of_the_released_program(teache
 
 def test_the_label_decides_the_image():
     network = ConditionalGenerator(2, SHAPE, generator_for(0)).eval()
-    noise = torch.randn(1, LATENT, generator=generator_for(1))
+    noise = torch.randn(1, CONDITIONAL_LATENT, generator=generator_for(1))
     first, second = (network(noise, torch.tensor([label])) for label in (0, 1))
     assert not torch.allclose(first, second)
 
