@@ -208,6 +208,15 @@ COMMANDS = {
         },
         {"settings": RealImages},
     ),
+    "borrow": Command(
+        "borrow.borrow_shard",
+        "write a shard of another network's images as this one takes them",
+        {
+            **_TEACHER,
+            "lent": _path("the other network's shard"),
+            "output": _path("the shard to write"),
+        },
+    ),
     "sensitivity": Command(
         "sensitivity.sensitivity",
         "tell how much the answers change when each layer alone is quantized",

@@ -42,6 +42,11 @@ def synthesis_minutes(
     return _minutes(model, SYNTHESIS * passes, gpu=gpu)
 
 
+def borrowing_minutes(model: Model, images: int, *, gpu: bool) -> int:
+    """Of one shard with this many images of a relative."""
+    return _minutes(model, images, gpu=gpu)
+
+
 def sensitivity_forwards(settings: Calibration) -> int:
     """Forwards of an image before the widths of a student are chosen; none where they are not."""
     if not settings.mixed:

@@ -60,6 +60,7 @@ WRONG = {
     "page": "none",
     "status": "none",
     "collect": "--teacher none --output o --classes 0 --seed 0 --dataset digits",
+    "borrow": "--teacher none --lent l --output o",
     "inspect": "--teacher none --json j",
     "synthesize": "--teacher none --output o --classes 0 --seed 0",
     "train": "--output o --device cuda:999",
