@@ -72,6 +72,10 @@ GPUS = workflow.global_resources["gpu"].value
 RESULTS = PLAN.results
 # The commands may set back the times of files in there, and of no others.
 os.environ.update(SYNQ_RESULTS=os.path.abspath(RESULTS))
+# On a cluster's node: a command whose first attempt ended by a fault of the user's ends at once.
+# (The workflow does not know the number of the attempt yet.)
+if "--attempt" in sys.argv:
+    os.environ.update(SYNQ_ATTEMPT=sys.argv[sys.argv.index("--attempt") + 1])
 LOGS = f"{RESULTS}/{layout.LOGS}"
 BENCHMARKS = f"{RESULTS}/{layout.BENCHMARKS}"
 ENVIRONMENT = "../envs/synq.yaml"

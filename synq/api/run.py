@@ -1,4 +1,4 @@
-"""``quantize``, ``synthesize``, ``inspect`` and ``load``: a run in memory."""
+"""``quantize``, ``synthesize``, ``inspect``, ``sensitivity`` and ``load``: a run in memory."""
 
 import contextlib
 import copy
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synq.api.network import description, image_set_of, images_for, teacher_of
-from synq.api.result import Inspection, Measured, Result
+from synq.api.result import Inspection, Measured, Result, Sensitivity
 from synq.api.settings import Run, image_settings, run_settings
 from synq.config.images import RealImages
 from synq.config.model import Model
@@ -34,6 +34,7 @@ from synq.stages.evaluate import held_out_images
 from synq.stages.evaluate_teacher import predictions
 from synq.stages.finetune import calibrate_student, chosen_recipe, select, training_images
 from synq.stages.real_images import test_images
+from synq.stages.sensitivity import layers_alone
 
 Settings = Mapping[str, Any] | None
 # Test images: a folder with one directory per class, settings as in the config's ``test``, or
@@ -95,7 +96,7 @@ def quantize(
     }
     if images is not None and (synthesis or real):
         raise ConfigError("images are given, and settings of how to make them too; leave one out")
-    each = None if images is None else int(images.labels.unique(return_counts=True)[1].min())
+    each = None if images is None else _each(images)
     held = () if batches is None else ("test",)
     run = run_settings(settings, bits, method, seed, changes, held=held, given=each)
     with prepared(device, threads) as target, showing(progress):
@@ -199,6 +200,53 @@ def inspect(
     return Inspection(network, found)
 
 
+def sensitivity(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    image_shape: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    bits: str = "w4a4",
+    method: str = "synq-plus",
+    classes: int | None = None,
+    name: str = "",
+    calibration: Settings = None,
+    device: str = "auto",
+    threads: int = 0,
+    progress: bool = True,
+) -> Sensitivity:
+    """How far the answers are from the network's own with each layer alone at ``bits``.
+
+    On ``calibration.sensitivity_images`` of ``images``, with the quantizers of the ``method``. What
+    to do about it: ``quantize(..., calibration={"keep_bits": {"fc": 8}})``. It gives what
+    ``synq sensitivity`` does on the same images.
+    """
+    settings = description(model, image_shape, classes, mean, std)
+    # Nothing is trained, so that nothing need be held out.
+    changes = {"calibration": calibration, "finetune": {"epochs": 0}}
+    held = ("test", "real")
+    run = run_settings(settings, bits, method, 0, changes, held=held, given=_each(images))
+    with prepared(device, threads) as target, showing(progress):
+        network = teacher_of(model, settings, name, target)
+        own = images_for(network, images)
+        found = layers_alone(network, own, bits, run.calibration)
+    about = {"model": network.name, "teacher_sha256": network.sha256, "bits": bits}
+    return Sensitivity(
+        {
+            **about,
+            "method": method,
+            "image_set": "given",
+            "shards": [],
+            "shard_checksums": [],
+            "seed": 0,
+            "calibration": dataclasses.asdict(run.calibration),
+            **found,
+            "versions": versions(),
+        }
+    )
+
+
 def load(path: str | Path, model: nn.Module | str | Path) -> nn.Module:
     """The student in a file, on the CPU, of ``Result.save`` or of the workflow.
 
@@ -220,6 +268,11 @@ def load(path: str | Path, model: nn.Module | str | Path) -> nn.Module:
         network = read_teacher(Path(model), torch.device("cpu"))
     student, _ = read_student(path, network)
     return frozen(student)
+
+
+def _each(images: ImageSet) -> int:
+    """How many images the class with the fewest has."""
+    return int(images.labels.unique(return_counts=True)[1].min())
 
 
 @dataclasses.dataclass(frozen=True)
