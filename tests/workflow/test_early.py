@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 from running import ENVIRONMENT, PATIENCE, ROOT
 
@@ -95,6 +96,15 @@ def test_a_fetch_that_the_user_must_mend_is_tried_once(tmp_path):
     text, _ = ran(tmp_path, TEACHER, overlay=wrong, code=1, options=["--retries", "2"])
     assert text.count("Error in rule fetch") == 1
     assert "Trying to restart" not in text
+
+
+def test_a_doubt_about_the_test_set_is_on_the_terminal(tmp_path):
+    pixels = numpy.random.default_rng(0).integers(0, 256, (50, 16, 16), "uint8")
+    numpy.savez(tmp_path / "other.npz", images=pixels, labels=numpy.arange(50) % 10)
+    overlay = DIGITS.replace("folder, path: data/val", "arrays, path: other.npz")
+    text, _ = ran(tmp_path, "r/models/digits-resnet20/metrics.json", overlay=overlay)
+    (line,) = [line for line in text.splitlines() if line.startswith("warning: ")]
+    assert "do test set, mean and std belong to this network?" in line or "another order" in line
 
 
 @pytest.mark.parametrize(
