@@ -36,7 +36,7 @@ rule evaluate_teacher:
         "python -m synq evaluate-teacher --teacher {input.teacher:q} {params.test:q}"
         " {params.settings:q} --output {output.metrics:q}"
         " --device {params.device:q} --threads {threads} > {log:q} 2>&1"
-        " && sed -n '/^warning: /p' {log:q} >&2"
+        " && (grep '^warning: ' {log:q} >&2 || true)"
 
 
 rule evaluate:
