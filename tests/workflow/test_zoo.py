@@ -34,12 +34,15 @@ def resnet():
 def mobilenet():
     return zoo("mobilenet_v3_small")
 
+def timms(name):
+    import timm
+    return timm.create_model(name, num_classes={CLASSES})
+
 def convnext():
-    return zoo("convnext_tiny")
+    return timms("convnext_atto")
 
 def regnet():
-    import timm
-    return timm.create_model("regnetx_002", num_classes={CLASSES})
+    return timms("regnetx_002")
 """
 NETWORKS = ("resnet", "mobilenet", "convnext", "regnet")
 # One that takes other images than its relative does. An ONNX file takes three times what any other
