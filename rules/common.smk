@@ -20,6 +20,7 @@ from synq.config import layout
 from synq.config.model import MODEL_SETTINGS, PLACES
 from synq.errors import UserError
 from synq.config.cost import (
+    borrowing_minutes,
     evaluation_minutes,
     finetune_minutes,
     finetune_threads,
@@ -72,14 +73,17 @@ GPUS = workflow.global_resources["gpu"].value
 RESULTS = PLAN.results
 # The commands may set back the times of files in there, and of no others.
 os.environ.update(SYNQ_RESULTS=os.path.abspath(RESULTS))
+# On a cluster's node: a command whose first attempt ended by a fault of the user's ends at once.
+# (The workflow does not know the number of the attempt yet.)
+if "--attempt" in sys.argv:
+    os.environ.update(SYNQ_ATTEMPT=sys.argv[sys.argv.index("--attempt") + 1])
 LOGS = f"{RESULTS}/{layout.LOGS}"
 BENCHMARKS = f"{RESULTS}/{layout.BENCHMARKS}"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
-# Sources of models, and the stage that makes an image set of each kind.
+# Sources of models.
 ZOOS = [source for source, read in MODEL_SETTINGS.items() if "mirror" in read]
 FILES = [source for source, read in MODEL_SETTINGS.items() if read.get("sha256")]
-IMAGE_STAGES = {"synthesis": "synthesize", "real": "collect"}
 RUN = layout.RUN
 SHARD = f"{layout.IMAGES}/{{shard}}"
 
@@ -213,9 +217,13 @@ def recipe(stage, model, method="", image_set="", **_):
     steps = [[record_at("model", model), code("fetch")]]
     if PLAN.models[model].source == "python":
         steps.append(factory_at(model))
+    made_by = PLAN.image_rule(model, image_set) if image_set else ""
     if stage in ("sensitivity", "finetune", "evaluate", "export"):
-        made_by = IMAGE_STAGES[PLAN.image_sets[image_set].stage]
         steps += [record_at("images", model, image_set), code(made_by)]
+    if made_by == "borrow":
+        maker = PLAN.maker(model, image_set)
+        lent = record_at("images", maker, image_set), code("synthesize")
+        steps += [recipe("synthesize", maker), *lent]
     if stage in ("evaluate", "export"):
         steps += [record_at("finetune", model, method), code("finetune")]
     return hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
@@ -239,7 +247,7 @@ def misfits():
     ancient to them: so the inspection does not run again for what a method needs, and its findings
     are looked at here.
     """
-    for model in PLAN.grid.models:
+    for model in (*PLAN.grid.models, *PLAN.lenders()):
         try:
             with open(at(layout.INSPECTION, model=model), encoding="utf-8") as file:
                 found = json.load(file)
@@ -290,6 +298,17 @@ def shards_of(model, method, seed, **_):
 
 def shards(wildcards):
     return shards_of(**wildcards)
+
+
+def lent_shard(wildcards):
+    """The relative's shard that a shard is borrowed from."""
+    return at(layout.SHARD, **{**wildcards, "model": PLAN.relatives[wildcards.model]})
+
+
+def lent_shards_of(model, method, seed, **_):
+    """The shards of the model that makes a run's images; the run's own where it makes them."""
+    maker = PLAN.maker(model, PLAN.methods[method].images)
+    return shards_of(maker, method, seed)
 
 
 def folder_of_shards(wildcards, input):
@@ -449,6 +468,13 @@ def time_of_shard(wildcards):
     return synthesis_minutes(PLAN.models[name], settings, count, gpu=GPUS > 0)
 
 
+def time_of_borrowing(wildcards):
+    name, image_set = wildcards.model, wildcards.image_set
+    ((_, settings),) = SETTINGS["images"][name][image_set]
+    count = len(shard_classes(wildcards.shard)) * settings.images_per_class
+    return borrowing_minutes(PLAN.models[name], count, gpu=GPUS > 0)
+
+
 def time_of_student(wildcards):
     name, method = wildcards.model, wildcards.method
     ((_, images),) = SETTINGS["images"][name][PLAN.methods[method].images]
@@ -478,13 +504,14 @@ for line in misfits():
     sys.exit(2)
 
 SHARDS = sorted({shard for run in RUNS for shard in shards_of(**run)})
+LENT = {shard for run in RUNS for shard in lent_shards_of(**run)}
 INTERMEDIATE = [
     *(
         at(template, model=model)
         for template in (layout.TEACHER, layout.INSPECTION, layout.TEACHER_METRICS)
         for model in PLAN.grid.models
     ),
-    *SHARDS,
+    *sorted({*SHARDS, *LENT}),
     *(
         at(template, **run)
         for template in (layout.STUDENT, layout.SNAPSHOTS)

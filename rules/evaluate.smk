@@ -1,5 +1,6 @@
 # Accuracy on the real test images, which no earlier stage has seen. Runs where snakemake runs, beside
-# the test set; a profile that puts these rules into groups sends them to the cluster's nodes.
+# the test set; a profile that puts these rules into groups sends them to the cluster's nodes. The full-
+# precision network comes before all that takes long, and a doubt about the test set goes to the terminal.
 
 
 rule evaluate_teacher:
@@ -12,6 +13,7 @@ rule evaluate_teacher:
         f"{LOGS}/evaluate_teacher/{{model}}.log",
     benchmark:
         f"{BENCHMARKS}/evaluate_teacher/{{model}}.tsv"
+    priority: 1
     localrule: True
     conda:
         ENVIRONMENT
@@ -34,6 +36,7 @@ rule evaluate_teacher:
         "python -m synq evaluate-teacher --teacher {input.teacher:q} {params.test:q}"
         " {params.settings:q} --output {output.metrics:q}"
         " --device {params.device:q} --threads {threads} > {log:q} 2>&1"
+        " && (grep '^warning: ' {log:q} >&2 || true)"
 
 
 rule evaluate:

@@ -1,4 +1,5 @@
-# Full-precision networks. All rules end in the same file, so the other stages do not care.
+# Full-precision networks. All rules end in the same file, so the other stages do not care. What runs
+# where snakemake does is killed by no scheduler, and what failed would fail again: retries: 0.
 
 
 rule fetch:
@@ -17,6 +18,7 @@ rule fetch:
         f"{BENCHMARKS}/fetch/{{model}}.tsv"
     wildcard_constraints:
         model=models_from(*FILES),
+    retries: 0
     localrule: True
     conda:
         ENVIRONMENT
@@ -46,6 +48,7 @@ rule fetch_zoo:
         f"{BENCHMARKS}/fetch_zoo/{{model}}.tsv"
     wildcard_constraints:
         model=models_from(*ZOOS),
+    retries: 0
     localrule: True
     conda:
         ENVIRONMENT
@@ -76,6 +79,7 @@ rule inspect:
         f"{LOGS}/inspect/{{model}}.log",
     benchmark:
         f"{BENCHMARKS}/inspect/{{model}}.tsv"
+    retries: 0
     localrule: True
     conda:
         ENVIRONMENT

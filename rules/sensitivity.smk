@@ -48,6 +48,7 @@ rule sensitivity_figure:
         f"{LOGS}/sensitivity_figure/{RUN}.log",
     benchmark:
         f"{BENCHMARKS}/sensitivity_figure/{RUN}.tsv"
+    retries: 0
     localrule: True
     conda:
         ENVIRONMENT

@@ -1,6 +1,7 @@
 # The images that students are trained on, a job a shard. Synthesis has the network as its only
-# input; an image set with source: real reads the few real images that the user names. The inspection
-# only has to be there: what it says changes no image.
+# input; an image set with source: real reads the few real images that the user names, and a model
+# with a relative has its images of that one's shards. The inspection only has to be there: what it
+# says changes no image.
 
 
 rule synthesize:
@@ -14,6 +15,7 @@ rule synthesize:
     benchmark:
         f"{BENCHMARKS}/{layout.SHARD_SECONDS}"
     wildcard_constraints:
+        model=one_of(sorted({*PLAN.models} - {*PLAN.relatives})),
         image_set=image_sets_from("synthesis"),
     conda:
         ENVIRONMENT
@@ -72,3 +74,36 @@ rule collect:
         "python -m synq collect --teacher {input.teacher:q} --output {output.shard:q}"
         " --classes {params.classes:q} --seed {wildcards.seed:q} {params.settings:q}"
         " --device {params.device:q} --threads {threads} > {log:q} 2>&1"
+
+
+rule borrow:
+    input:
+        lent=lent_shard,
+        teacher=at(layout.TEACHER),
+        inspection=ancient(at(layout.INSPECTION)),
+    output:
+        shard=at(layout.SHARD),
+    log:
+        f"{LOGS}/borrow/{SHARD}.log",
+    benchmark:
+        f"{BENCHMARKS}/{layout.SHARD_SECONDS}"
+    wildcard_constraints:
+        model=one_of(PLAN.relatives),
+        image_set=image_sets_from("synthesis"),
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=megabytes(3000),
+        runtime=minutes(time_of_borrowing),
+        gpu=int(GPUS > 0),
+    params:
+        device=device,
+        record=record_of("images", "model", "image_set"),
+        code=code("borrow"),
+        made_from=made_from("borrow"),
+    message:
+        "Borrowing {wildcards.shard} of {input.lent} for {wildcards.model}."
+    shell:
+        "python -m synq borrow --teacher {input.teacher:q} --lent {input.lent:q}"
+        " --output {output.shard:q} --device {params.device:q} --threads {threads} > {log:q} 2>&1"

@@ -20,6 +20,7 @@ rule accuracy:
         f"{LOGS}/accuracy.log",
     benchmark:
         f"{BENCHMARKS}/accuracy.tsv"
+    retries: 0
     localrule: True
     conda:
         ENVIRONMENT
@@ -64,6 +65,7 @@ rule ablation:
         f"{LOGS}/ablation.log",
     benchmark:
         f"{BENCHMARKS}/ablation.tsv"
+    retries: 0
     localrule: True
     conda:
         ENVIRONMENT
@@ -110,6 +112,7 @@ rule page:
         f"{LOGS}/page.log",
     benchmark:
         f"{BENCHMARKS}/page.tsv"
+    retries: 0
     localrule: True
     conda:
         ENVIRONMENT

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from synq.api.result import Inspection as Inspection
     from synq.api.result import Result as Result
+    from synq.api.result import Sensitivity as Sensitivity
     from synq.api.run import inspect as inspect
     from synq.api.run import load as load
     from synq.api.run import quantize as quantize
+    from synq.api.run import sensitivity as sensitivity
     from synq.api.run import synthesize as synthesize
     from synq.api.settings import image_sets as image_sets
     from synq.api.settings import methods as methods
@@ -25,12 +27,14 @@ _PUBLIC = {
     "quantize": "synq.api.run",
     "synthesize": "synq.api.run",
     "inspect": "synq.api.run",
+    "sensitivity": "synq.api.run",
     "load": "synq.api.run",
     "methods": "synq.api.settings",
     "image_sets": "synq.api.settings",
     "ImageSet": "synq.io.shards",
     "Result": "synq.api.result",
     "Inspection": "synq.api.result",
+    "Sensitivity": "synq.api.result",
     "UserError": "synq.errors",
 }
 __all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604

@@ -208,6 +208,15 @@ COMMANDS = {
         },
         {"settings": RealImages},
     ),
+    "borrow": Command(
+        "borrow.borrow_shard",
+        "write a shard of another network's images as this one takes them",
+        {
+            **_TEACHER,
+            "lent": _path("the other network's shard"),
+            "output": _path("the shard to write"),
+        },
+    ),
     "sensitivity": Command(
         "sensitivity.sensitivity",
         "tell how much the answers change when each layer alone is quantized",
@@ -431,6 +440,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code, or 2 after one line about what the user can mend."""
     values = vars(parser().parse_args(arguments))
     command = COMMANDS[values.pop("command")]
+    fault = _fault(values)
+    if fault and fault.is_file() and int(os.environ["SYNQ_ATTEMPT"]) > 1:
+        print(f"synq: error: {fault.read_text('utf-8')} (not tried again)", file=sys.stderr)
+        return 2
     try:
         for name, cls in command.settings.items():
             own = {key: values.pop(key) for key in settings_of(cls)}
@@ -445,10 +458,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = run(**values) or 0
     except UserError as error:
         print(f"synq: error: {error}", file=sys.stderr)
+        if fault:
+            with contextlib.suppress(OSError):
+                fault.parent.mkdir(parents=True, exist_ok=True)
+                fault.write_text(str(error), "utf-8")
         return 2
+    if fault:
+        fault.unlink(missing_ok=True)
     if not values.keys().isdisjoint(("output", "json")):
         _set_back(values)
     return code
+
+
+def _fault(values: Mapping[str, Any]) -> Path | None:
+    """Where a job keeps the user's fault that it ended by; None for who starts a command himself.
+
+    A batch system kills jobs for memory and time, and a profile repeats them for it: all of them,
+    whatever they failed by. ``SYNQ_ATTEMPT`` says how often one was started.
+    """
+    output = values.get("output") or values.get("json")
+    if not (os.environ.get("SYNQ_ATTEMPT") and isinstance(output, Path)):
+        return None
+    return output.with_name(f"{output.name}.fault")
 
 
 def _set_back(values: Mapping[str, Any]) -> None:

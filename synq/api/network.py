@@ -13,11 +13,12 @@ from synq.api.settings import described, input_size, name_of
 from synq.config.images import RealImages
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
-from synq.errors import ConfigError, ModelError, reason
+from synq.errors import ConfigError, DataError, ModelError, reason
 from synq.io.shards import ImageSet
 from synq.models.judgement import Synthesized
 from synq.models.outputs import count_classes
-from synq.models.teacher import Teacher, held_teacher
+from synq.models.teacher import Teacher, check_classes, held_teacher
+from synq.stages.borrow import borrowed
 from synq.stages.collect import drawn
 from synq.stages.real_images import training_set
 from synq.stages.synthesize import synthesized
@@ -81,7 +82,29 @@ def image_set_of(
     else:
         made = [synthesized(network, classes, seed, settings) for classes in shards]
     whole = Synthesized(*(torch.cat(tensors) for tensors in zip(*made, strict=True)))
-    return ImageSet(*whole)
+    return ImageSet(*whole, network.mean, network.std)
+
+
+def images_for(network: Teacher, images: ImageSet) -> ImageSet:
+    """Images as a network takes them: those of another one with its size and normalisation.
+
+    DataError where they do not fit and it is not known what they were normalised by.
+    """
+    check_classes([int(images.labels.min()), int(images.labels.max())], network)
+    fit = images.image_shape == network.image_shape
+    if images.mean is None or images.std is None:
+        if not fit:
+            raise DataError(
+                f"the images are {images.image_shape}, {network.name} takes {network.image_shape}; "
+                "to have them converted give mean and std, to synthesize or to ImageSet"
+            )
+        return images
+    if fit and [*images.mean, *images.std] == [*network.mean, *network.std]:
+        return images
+    # As a shard would be read.
+    pixels = images.pixels.float()
+    made = borrowed(network, pixels, images.labels, images.mean, images.std)
+    return ImageSet(*made, network.mean, network.std)
 
 
 def _check_memory(network: Teacher, shards: Sequence[Sequence[int]], per_class: int) -> None:

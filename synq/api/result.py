@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from synq.api.settings import Run
-from synq.io.artifacts import checksum, write_checkpoint
+from synq.io.artifacts import atomic, checksum, write_checkpoint
 from synq.io.shards import ImageSet
 from synq.models.teacher import Teacher
 from synq.quantization.convert import weight_quantizers
@@ -53,6 +53,34 @@ class Inspection:
         found = dict(self.found)
         last = verdict(found) if self.fits else f"does not fit: {'; '.join(self.problems)}"
         return f"{shown(self.network, found)}\n\n{last}"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much each layer alone costs; ``print`` shows it as ``synq sensitivity`` does.
+
+    ``record`` holds what the command's JSON file does.
+    """
+
+    record: Mapping[str, Any]
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """A mapping for each layer, the most sensitive first: ``layer``, ``divergence``, ..."""
+        return list(self.record["layers"])
+
+    def __str__(self) -> str:
+        # Imported here: pandas takes half a second, and nothing else needs it.
+        from synq.reporting.sensitivity import readable_sensitivity
+
+        return readable_sensitivity(self.record)
+
+    def draw(self, path: str | Path) -> None:
+        """Write a bar for each layer, as SVG."""
+        from synq.reporting.sensitivity import draw_sensitivity
+
+        with atomic(Path(path)) as temporary:
+            draw_sensitivity(self.record, temporary)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``quantize``, ``synthesize``, ``inspect`` and ``load``: a run in memory."""
+"""``quantize``, ``synthesize``, ``inspect``, ``sensitivity`` and ``load``: a run in memory."""
 
 import contextlib
 import copy
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synq.api.network import description, image_set_of, teacher_of
-from synq.api.result import Inspection, Measured, Result
+from synq.api.network import description, image_set_of, images_for, teacher_of
+from synq.api.result import Inspection, Measured, Result, Sensitivity
 from synq.api.settings import Run, image_settings, run_settings
 from synq.config.images import RealImages
 from synq.config.model import Model
@@ -35,6 +35,7 @@ from synq.stages.evaluate import held_out_images
 from synq.stages.evaluate_teacher import predictions
 from synq.stages.finetune import calibrate_student, chosen_recipe, select, training_images
 from synq.stages.real_images import test_images
+from synq.stages.sensitivity import layers_alone
 
 Settings = Mapping[str, Any] | None
 # Test images: a folder with one directory per class, settings as in the config's ``test``, or
@@ -70,7 +71,8 @@ def quantize(
     ``image_shape`` is ``(C, H, W)`` of its square input, ``mean`` and ``std`` are those of each
     channel, of images in [0, 1], ``bits`` the widths of weights and activations (w2a2 to w8a8).
     ``method`` is one of ``synq.methods()``. The images are synthesized, unless ``images`` has them:
-    from ``synthesize``, or the caller's own.
+    from ``synthesize``, or the caller's own. Those of another network of the same classes are
+    converted to the size and the normalisation of this one.
 
     ``synthesis`` and the other mappings change settings of the section of that name; they win over
     the method's own. ``test`` are images to measure on: a folder with one directory per class,
@@ -95,18 +97,17 @@ def quantize(
     }
     if images is not None and (synthesis or real):
         raise ConfigError("images are given, and settings of how to make them too; leave one out")
-    given = None if images is None else int(images.labels.unique(return_counts=True)[1].min())
+    each = None if images is None else _each(images)
     held = () if batches is None else ("test",)
-    run = run_settings(settings, bits, method, seed, changes, held=held, given=given)
+    run = run_settings(settings, bits, method, seed, changes, held=held, given=each)
     with prepared(device, threads) as target, showing(progress):
         network = teacher_of(model, settings, name, target)
         found = _fitting(model, settings, network.name, run, given=images is not None)
-        if images is not None:
-            _check_images(network, images)
+        given = None if images is None else images_for(network, images)
         tests = _test_images(network, run) if batches is None else None
         seconds: dict[str, float] = {}
         with _timed(seconds, "images"):
-            own = images or image_set_of(network, run.shards, seed, run.images)
+            own = given or image_set_of(network, run.shards, seed, run.images)
         with _timed(seconds, "training"):
             trained = _trained(network, own, run, bits, seed)
         with _timed(seconds, "evaluation"):
@@ -161,7 +162,8 @@ def synthesize(
     """The images of one of ``synq.image_sets()``, for several runs of ``quantize``.
 
     ``natural`` are those of the method synq-plus. ``of_classes`` names classes, in place of all of
-    them, which are then optimised together. ``mean`` and ``std`` are needed for real images alone.
+    them, which are then optimised together. ``mean`` and ``std`` are needed for real images, and
+    where the images are for another network, too.
     """
     settings = description(model, image_shape, classes, mean, std)
     made, shards = image_settings(settings, image_set, {"synthesis": synthesis, "real": real})
@@ -172,7 +174,10 @@ def synthesize(
         if of_classes is not None:
             shards = [list(of_classes)]
             check_classes(shards[0], network)
-        return image_set_of(network, shards, seed, made)
+        images = image_set_of(network, shards, seed, made)
+    if mean is None or std is None:  # then nobody knows what the network takes
+        images.mean = images.std = None
+    return images
 
 
 def inspect(
@@ -196,6 +201,53 @@ def inspect(
     return Inspection(network, found)
 
 
+def sensitivity(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    image_shape: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    bits: str = "w4a4",
+    method: str = "synq-plus",
+    classes: int | None = None,
+    name: str = "",
+    calibration: Settings = None,
+    device: str = "auto",
+    threads: int = 0,
+    progress: bool = True,
+) -> Sensitivity:
+    """How far the answers are from the network's own with each layer alone at ``bits``.
+
+    On ``calibration.sensitivity_images`` of ``images``, with the quantizers of the ``method``. What
+    to do about it: ``quantize(..., calibration={"keep_bits": {"fc": 8}})``. It gives what
+    ``synq sensitivity`` does on the same images.
+    """
+    settings = description(model, image_shape, classes, mean, std)
+    # Nothing is trained, so that nothing need be held out.
+    changes = {"calibration": calibration, "finetune": {"epochs": 0}}
+    held = ("test", "real")
+    run = run_settings(settings, bits, method, 0, changes, held=held, given=_each(images))
+    with prepared(device, threads) as target, showing(progress):
+        network = teacher_of(model, settings, name, target)
+        own = images_for(network, images)
+        found = layers_alone(network, own, bits, run.calibration)
+    about = {"model": network.name, "teacher_sha256": network.sha256, "bits": bits}
+    return Sensitivity(
+        {
+            **about,
+            "method": method,
+            "image_set": "given",
+            "shards": [],
+            "shard_checksums": [],
+            "seed": 0,
+            "calibration": dataclasses.asdict(run.calibration),
+            **found,
+            "versions": versions(),
+        }
+    )
+
+
 def load(path: str | Path, model: nn.Module | str | Path) -> nn.Module:
     """The student in a file, on the CPU, of ``Result.save`` or of the workflow.
 
@@ -217,6 +269,11 @@ def load(path: str | Path, model: nn.Module | str | Path) -> nn.Module:
         network = read_teacher(Path(model), torch.device("cpu"))
     student, _ = read_student(path, network)
     return frozen(student)
+
+
+def _each(images: ImageSet) -> int:
+    """How many images the class with the fewest has."""
+    return int(images.labels.unique(return_counts=True)[1].min())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,14 +306,6 @@ def _fitting(
     if found["problems"]:
         raise ModelError(f"{name} does not fit: {'; '.join(found['problems'])}")
     return found
-
-
-def _check_images(network: Teacher, images: ImageSet) -> None:
-    if images.image_shape != network.image_shape:
-        raise DataError(
-            f"the images are {images.image_shape}, {network.name} takes {network.image_shape}"
-        )
-    check_classes([int(images.labels.min()), int(images.labels.max())], network)
 
 
 def _trained(network: Teacher, shards: ImageSet, run: Run, bits: str, seed: int) -> _Trained:

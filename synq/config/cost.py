@@ -54,6 +54,11 @@ def finetune_threads(model: Model) -> int:
     return 1 if (model.image_size or IMAGE_SIZE) <= SMALL else 2
 
 
+def borrowing_minutes(model: Model, images: int, *, gpu: bool) -> int:
+    """Of one shard with this many images of a relative."""
+    return _minutes(model, images, gpu=gpu)
+
+
 def sensitivity_forwards(settings: Calibration) -> int:
     """Forwards of an image before the widths of a student are chosen; none where they are not."""
     if not settings.mixed:

@@ -26,14 +26,16 @@ class Job:
 
 def jobs(plan: Plan) -> Iterator[Job]:
     """The jobs of the grid, in the order in which the stages follow one another."""
-    for model in plan.grid.models:
+    for model in (*plan.grid.models, *plan.lenders()):
         zoo = "sha256" not in MODEL_SETTINGS[plan.models[model].source]
         yield _job("fetch_zoo" if zoo else "fetch", layout.TEACHER, layout.MODEL, model=model)
         yield _job("inspect", layout.INSPECTION, layout.MODEL, model=model)
-        yield _job("evaluate_teacher", layout.TEACHER_METRICS, layout.MODEL, model=model)
-    sets = {(run["model"], plan.methods[run["method"]].images): None for run in plan.runs()}
-    for model, image_set in sets:
-        rule = {"synthesis": "synthesize", "real": "collect"}[plan.image_sets[image_set].stage]
+        if model in plan.grid.models:
+            yield _job("evaluate_teacher", layout.TEACHER_METRICS, layout.MODEL, model=model)
+    own = {(run["model"], plan.methods[run["method"]].images): None for run in plan.runs()}
+    made = {(plan.maker(*pair), pair[1]): None for pair in own}
+    for model, image_set in made | own:
+        rule = plan.image_rule(model, image_set)
         for seed in plan.grid.seeds:
             for shard in plan.shards(model, image_set):
                 names = {"model": model, "image_set": image_set, "seed": seed, "shard": shard}

@@ -22,35 +22,46 @@ WIDTHS = ("calibration.keep_bits", "calibration.budget")
 def needs(plan: Plan, model: str) -> list[str]:
     """``method:section.setting=value`` of the grid's methods: settings that not every network fits.
 
-    Empty for a model that is not in the grid: of it any run may be asked for by its file name.
+    A model of the grid needs those of its runs; one that makes images, for itself or for others
+    that borrow them, those of the images. Empty for one that is neither: of it any run may be
+    asked for by its file name.
     """
-    if model not in plan.grid.models:
-        return []
     found = []
     for method in plan.grid.methods:
-        calibration = plan.settings("calibration", model, method=method)
-        finetune = plan.settings("finetune", model, method=method)
-        wanted = {
-            "finetune.cam": finetune.cam if finetune.cam != "off" else "",
-            "finetune.feature_weight": finetune.feature_weight or "",
-            "finetune.block_weight": finetune.block_weight or "",
-            "finetune.reconstruct": finetune.reconstruct if finetune.reconstruct != "off" else "",
-            "calibration.range_source": (
-                "generator" if calibration.range_source == "generator" else ""
-            ),
-        }
+        wanted = _of_runs(plan, model, method) if model in plan.grid.models else []
         image_set = plan.methods[method].images
-        if plan.image_sets[image_set].stage == "synthesis":
-            images = plan.image_settings(model, image_set)
-            # Of a prior that is not named above every network has what it reads.
-            named = f"synthesis.prior={images.prior}" in SETTINGS
-            wanted["synthesis.prior"] = images.prior if named else ""
-            wanted["synthesis.deep_weight"] = images.deep_weight or ""
-        if calibration.budget:
-            wanted["calibration.budget"] = f"{calibration.budget}{_FROM}{min(calibration.widths)}"
-        found += [f"{method}:{setting}={value}" for setting, value in wanted.items() if value]
-        found += [f"{method}:calibration.keep_bits={pair}" for pair in calibration.keep_bits]
+        if model in (plan.maker(user, image_set) for user in plan.grid.models):
+            wanted += _of_images(plan, model, image_set)
+        found += [f"{method}:{setting}" for setting in wanted]
     return found
+
+
+def _of_runs(plan: Plan, model: str, method: str) -> list[str]:
+    calibration = plan.settings("calibration", model, method=method)
+    finetune = plan.settings("finetune", model, method=method)
+    budget = calibration.budget
+    wanted = {
+        "finetune.cam": finetune.cam if finetune.cam != "off" else "",
+        "finetune.feature_weight": finetune.feature_weight,
+        "finetune.block_weight": finetune.block_weight,
+        "finetune.reconstruct": finetune.reconstruct if finetune.reconstruct != "off" else "",
+        "calibration.range_source": (
+            "generator" if calibration.range_source == "generator" else ""
+        ),
+        "calibration.budget": f"{budget}{_FROM}{min(calibration.widths)}" if budget else "",
+    }
+    named = [f"{setting}={value}" for setting, value in wanted.items() if value]
+    return named + [f"calibration.keep_bits={pair}" for pair in calibration.keep_bits]
+
+
+def _of_images(plan: Plan, model: str, image_set: str) -> list[str]:
+    if plan.image_sets[image_set].stage != "synthesis":
+        return []
+    images = plan.image_settings(model, image_set)
+    # Of a prior that is not named above every network has what it reads.
+    prior = f"synthesis.prior={images.prior}"
+    deep = [f"synthesis.deep_weight={images.deep_weight}"] if images.deep_weight else []
+    return ([prior] if prior in SETTINGS else []) + deep
 
 
 # Between a budget and the smallest of the widths.

@@ -49,6 +49,10 @@ SECTIONS = (
 )
 
 
+# The rule that makes an image set, by where it comes from.
+IMAGE_RULES = {"synthesis": "synthesize", "real": "collect"}
+
+
 # What a method that is like another does not take over.
 OWN = ("text", "ceiling")
 
@@ -94,6 +98,8 @@ class Plan:
     accept: Accept
     sections: Mapping[str, Mapping[str, Any]]
     model_sections: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    # Model -> the model whose synthetic images it is trained on.
+    relatives: Mapping[str, str]
 
     def settings(self, stage: str, model: str, *, method: str = "") -> Any:
         """The settings of a stage as its dataclass."""
@@ -103,9 +109,25 @@ class Plan:
         return self._merged(stage, model, last, f"methods.{method}.{stage}")
 
     def image_settings(self, model: str, image_set: str) -> Any:
-        """The settings of the stage that makes an image set."""
-        chosen = self.image_sets[image_set]
-        return self._merged(chosen.stage, model, chosen.overrides, f"image_sets.{image_set}")
+        """The settings of the stage that makes an image set; of borrowed images the relative's."""
+        chosen, maker = self.image_sets[image_set], self.maker(model, image_set)
+        return self._merged(chosen.stage, maker, chosen.overrides, f"image_sets.{image_set}")
+
+    def maker(self, model: str, image_set: str) -> str:
+        """The model that an image set is made with: itself, or of synthetic images its relative."""
+        synthetic = self.image_sets[image_set].stage == "synthesis"
+        return self.relatives.get(model, model) if synthetic else model
+
+    def image_rule(self, model: str, image_set: str) -> str:
+        """The rule that makes a model's shards of an image set."""
+        if self.maker(model, image_set) != model:
+            return "borrow"
+        return IMAGE_RULES[self.image_sets[image_set].stage]
+
+    def lenders(self) -> list[str]:
+        """The models outside of the grid whose images one of its models is trained on."""
+        found = (self.relatives.get(model, model) for model in self.grid.models)
+        return [model for model in dict.fromkeys(found) if model not in self.grid.models]
 
     def _merged(self, stage: str, model: str, last: Mapping[str, Any], where: str) -> Any:
         layers = (self.sections[stage], self.model_sections[model].get(stage, {}), last)
@@ -161,7 +183,7 @@ def plan(config: Mapping[str, Any], *, held: Collection[str] = ()) -> Plan:
     sections = {stage: mapping(config.get(stage) or {}, stage) for stage in STAGES}
     for stage, section in sections.items():
         convert(STAGES[stage], section, stage)
-    models, model_sections = _models(config["models"], config.get("store"))
+    models, model_sections, relatives = _models(config["models"], config.get("store"))
     image_sets = {
         _name(name, "image_sets"): _image_set(values, f"image_sets.{name}")
         for name, values in entries(config["image_sets"], "image_sets").items()
@@ -178,7 +200,16 @@ def plan(config: Mapping[str, Any], *, held: Collection[str] = ()) -> Plan:
     accept = convert(Accept, config.get("accept") or {}, "accept")
     results = _results(config.get("results", "results"))
     whole = Plan(
-        results, grid, models, image_sets, methods, ablation, accept, sections, model_sections
+        results,
+        grid,
+        models,
+        image_sets,
+        methods,
+        ablation,
+        accept,
+        sections,
+        model_sections,
+        relatives,
     )
     _check_layers(whole, held)
     return whole
@@ -294,8 +325,9 @@ def _name(name: str, where: str) -> str:
 
 def _models(
     config: Any, store: Any
-) -> tuple[dict[str, Model], dict[str, dict[str, Mapping[str, Any]]]]:
+) -> tuple[dict[str, Model], dict[str, dict[str, Mapping[str, Any]]], dict[str, str]]:
     models: dict[str, Model] = {}
+    relatives: dict[str, str] = {}
     sections: dict[str, dict[str, Mapping[str, Any]]] = {}
     if store is not None and not (isinstance(store, str) and store):
         raise ConfigError(f"store is {store!r}; write the path of a folder")
@@ -318,10 +350,42 @@ def _models(
             listed = [names] if isinstance(names, str) else names
             convert(Export, {"names": listed}, where)
             sections[name]["export"] = {"names": listed, **sections[name].get("export", {})}
+        if "relative" in own:
+            relatives[name] = own.pop("relative")
         for stage, section in sections[name].items():
             convert(STAGES[stage], section, f"{where}.{stage}")
         models[name] = convert(Model, {**everywhere, **own}, where)
-    return models, sections
+    for name, relative in relatives.items():
+        _check_relative(name, relative, models, relatives)
+        if "synthesis" in sections[name]:
+            raise ConfigError(
+                f"models.{name}.synthesis has no meaning with relative: {relative}, which makes "
+                f"the images; write it as models.{relative}.synthesis"
+            )
+    return models, sections, relatives
+
+
+def _check_relative(
+    name: str, relative: Any, models: Mapping[str, Model], relatives: Mapping[str, str]
+) -> None:
+    """Images can be borrowed of another model of the config with the same classes and channels."""
+    where = f"models.{name}.relative is {relative!r}"
+    others = [other for other in models if other != name]
+    if not isinstance(relative, str) or relative not in others:
+        raise ConfigError(
+            f"{where}; it is the name of another model of the config: " + nearest(relative, others)
+        )
+    if relative in relatives:
+        raise ConfigError(
+            f"{where}, which borrows its images itself; write {relatives[relative]!r}"
+        )
+    for key in ("classes", "channels"):
+        own, other = (getattr(models[model], key) for model in (name, relative))
+        if own != other:
+            raise ConfigError(
+                f"{where}, which has {other} {key} and {name} has {own}; images are borrowed of a "
+                "model of the same classes, in the same order"
+            )
 
 
 def entries(config: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -32,7 +32,7 @@ KINDS = {
     "teacher metrics": Kind(2, "evaluate-teacher"),
     "inspection": Kind(2, "inspect"),
     "sensitivity": Kind(1, "sensitivity"),
-    "shard": Kind(2, "synthesize or collect"),
+    "shard": Kind(2, "synthesize, borrow or collect"),
     "student": Kind(2, "finetune"),
     "students": Kind(1, "finetune"),
     "state": Kind(2, "finetune"),

@@ -70,10 +70,19 @@ class ImageSet:
 
     ``pixels`` are ``[N, C, H, W]``, normalised as the network takes them, and kept as a shard keeps
     them: in float16, so that students come out the same. ``labels`` are ``[N]``, and so is
-    ``confidence``, the teacher's probability of the label, where it is known.
+    ``confidence``, the teacher's probability of the label, where it is known. ``mean`` and ``std``
+    of each channel are what images in [0, 1] were normalised by: a network that takes others, or
+    other sizes, has the images converted.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, confidence: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        confidence: Tensor | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
         """ArtifactError where there is no image, not one label an image, or a number is none."""
         if pixels.dim() != 4 or not pixels.numel():
             raise ArtifactError(f"the images are {list(pixels.shape)}, not [N, C, H, W]")
@@ -89,6 +98,9 @@ class ImageSet:
         self.confidence = None if confidence is None else confidence.detach().cpu()
         _, channels, height, width = pixels.shape
         self.image_shape = (channels, height, width)
+        self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
+        if any(v is not None and len(v) != channels for v in (self.mean, self.std)):
+            raise ArtifactError(f"mean and std need a value for each of {channels} channels")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -25,8 +25,9 @@ def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     if not layers:
         raise ModelError(
             "the model has no BatchNorm layer with running statistics to synthesize images from; "
-            "a few real images do in their place (method few-shot), and for a transformer "
-            "synthesis.prior: patches"
+            "images of a network that has do in their place (relative: NAME, another model of the "
+            "config with the same classes; from Python images=synq.synthesize(OTHER, ...)), or a "
+            "few real ones (method few-shot), and for a transformer synthesis.prior: patches"
         )
     return layers
 

@@ -9,8 +9,8 @@ import torch
 
 from synq.config.calibration import Calibration
 from synq.io.artifacts import atomic, read_json, write_json
-from synq.io.shards import ShardSet
-from synq.models.teacher import read_teacher
+from synq.io.shards import ImageSource, ShardSet
+from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.coverage import Part, examine, refuse
 from synq.quantization.mixed import code_bytes
 from synq.quantization.sensitivity import Loss, Trial, losses_alone
@@ -40,20 +40,49 @@ def sensitivity(
 
     It is measured on ``sensitivity_images`` of the shards' images, as they are.
     """
-    target = prepare(device, threads)
-    network = read_teacher(teacher, target)
-    recipe = recipe_from(bits, calibration)
-    anatomy = examine(network.model, network.image_shape)
-    refuse(anatomy)
+    network = read_teacher(teacher, prepare(device, threads))
     shard_set = ShardSet(
         [shard_folder / path for path in shards],
         network.sha256,
         network.classes,
         network.image_shape,
     )
-    count = min(len(shard_set), calibration.sensitivity_images)
-    rows = torch.linspace(0, len(shard_set) - 1, count, dtype=torch.float64).long()
-    batches = [shard_set.images(own).to(target) for own in rows.split(BATCH)]
+    record = {
+        "model": network.name,
+        "teacher_sha256": network.sha256,
+        "bits": bits,
+        "method": method,
+        "image_set": image_set,
+        "shards": [path.stem for path in shards],
+        "shard_checksums": shard_set.checksums,
+        "seed": seed,
+        "calibration": dataclasses.asdict(calibration),
+        **layers_alone(network, shard_set, bits, calibration),
+        "versions": versions(),
+    }
+    with atomic(output.with_suffix(".csv")) as temporary:
+        sensitivity_table(record).to_csv(temporary, index=False, float_format="%.6g")
+    text = readable_sensitivity(record)
+    with atomic(output.with_suffix(".md")) as temporary:
+        temporary.write_text(text + "\n", "utf-8")
+    write_json(output, "sensitivity", record)
+    print(text)
+
+
+def layers_alone(
+    network: Teacher, images: ImageSource, bits: str, calibration: Calibration
+) -> dict[str, Any]:
+    """How many of ``images`` it was measured on, and a row for each layer, worst first.
+
+    Raises ModelError where the network cannot be quantized.
+    """
+    recipe = recipe_from(bits, calibration)
+    anatomy = examine(network.model, network.image_shape)
+    refuse(anatomy)
+    count = min(len(images), calibration.sensitivity_images)
+    rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    target = next(network.model.parameters()).device
+    batches = [images.images(own).to(target) for own in rows.split(BATCH)]
     layers = [layer for layer in anatomy.of("layer") if not layer.reason]
     weight, activation = recipe.weight_bits, recipe.activation_bits
     trials = {}
@@ -73,27 +102,7 @@ def sensitivity(
         }
         for layer in layers
     ]
-    record = {
-        "model": network.name,
-        "teacher_sha256": network.sha256,
-        "bits": bits,
-        "method": method,
-        "image_set": image_set,
-        "shards": [path.stem for path in shards],
-        "shard_checksums": shard_set.checksums,
-        "seed": seed,
-        "images": count,
-        "calibration": dataclasses.asdict(calibration),
-        "layers": sorted(told, key=lambda row: -row["divergence"]),
-        "versions": versions(),
-    }
-    with atomic(output.with_suffix(".csv")) as temporary:
-        sensitivity_table(record).to_csv(temporary, index=False, float_format="%.6g")
-    text = readable_sensitivity(record)
-    with atomic(output.with_suffix(".md")) as temporary:
-        temporary.write_text(text + "\n", "utf-8")
-    write_json(output, "sensitivity", record)
-    print(text)
+    return {"images": count, "layers": sorted(told, key=lambda row: -row["divergence"])}
 
 
 def _row(layer: Part, bits: int, both: Loss, weight: Loss) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Finding:
 class Walk:
     """The findings so far, and what later files are compared with.
 
-    ``teachers`` are SHA-256 by model, ``shards`` checksums by path below the root.
+    ``teachers`` are SHA-256 by model, ``shards`` checksums by path below the root. ``lent`` are the
+    borrowed shards, each with the path of the one that it was made of and that one's checksum.
     """
 
     root: Path
@@ -49,6 +50,7 @@ class Walk:
     files: int = 0
     teachers: dict[str, str] = field(default_factory=dict)
     shards: dict[str, str] = field(default_factory=dict)
+    lent: list[tuple[Path, str, str]] = field(default_factory=list)
 
     def find(self, kind: str, path: Path, text: str) -> None:
         self.findings.append(Finding(kind, path, text))
@@ -94,8 +96,7 @@ def verify(*, results: Path) -> int:
     ):
         for path, names in layout.found(results, template):
             _of_teacher(walk, path, kind, names["model"])
-    for path, names in layout.found(results, layout.SHARD):
-        _shard(walk, path, names)
+    _shards(walk)
     for path, names in layout.found(results, f"{layout.SENSITIVITY}.json"):
         _sensitivity(walk, path, names)
     for _, names in layout.found(results, f"{layout.RUNS}/{layout.RUN}"):
@@ -135,6 +136,13 @@ def _of_teacher(walk: Walk, path: Path, kind: str, model: str) -> None:
         walk.check_teacher(path, found.get("teacher_sha256"), model)
 
 
+def _shards(walk: Walk) -> None:
+    for path, names in layout.found(walk.root, layout.SHARD):
+        _shard(walk, path, names)
+    for path, place, checksum in walk.lent:
+        _made_of(walk, path, place, checksum)
+
+
 def _shard(walk: Walk, path: Path, names: Mapping[str, str]) -> None:
     def read() -> dict[str, Any]:
         with open_shard(path) as file, refusing(path, REMEDY):
@@ -144,6 +152,7 @@ def _shard(walk: Walk, path: Path, names: Mapping[str, str]) -> None:
                 **texts,
                 "seed": str(file.attrs["seed"]),
                 "name": shard_name(classes[0], classes[-1]),
+                "lent": [str(file.attrs.get(key, "")) for key in ("lent_by", "lent_checksum")],
             }
 
     record = walk.opened(path, read)
@@ -152,6 +161,18 @@ def _shard(walk: Walk, path: Path, names: Mapping[str, str]) -> None:
     walk.shards[layout.SHARD.format(**names)] = record["checksum"]
     walk.check(path, record, model=names["model"], seed=names["seed"], name=names["shard"])
     walk.check_teacher(path, record["teacher_sha256"], names["model"])
+    lender, checksum = record["lent"]
+    if lender:
+        place = layout.SHARD.format(**{**names, "model": lender})
+        walk.lent.append((path, place, checksum))
+
+
+def _made_of(walk: Walk, path: Path, place: str, checksum: object) -> None:
+    """A finding where the shard at ``place`` is not the one that a file was made of."""
+    if walk.shards.get(place) != checksum:
+        other = "another" if place in walk.shards else "no whole"
+        text = f"was made from images that are gone: there is {other} {place}"
+        walk.find("stale", path, text)
 
 
 def _sensitivity(walk: Walk, path: Path, names: Mapping[str, str]) -> None:
@@ -199,10 +220,7 @@ def _student(walk: Walk, path: Path, record: Mapping[str, Any], names: Mapping[s
     for shard, checksum in itertools.zip_longest(shards, checksums):
         images = {"image_set": record.get("image_set"), "shard": shard}
         place = layout.SHARD.format(**{**names, **images})
-        if walk.shards.get(place) != checksum:
-            other = "another" if place in walk.shards else "no whole"
-            text = f"was made from images that are gone: there is {other} {place}"
-            walk.find("stale", path, text)
+        _made_of(walk, path, place, checksum)
 
 
 def _place(walk: Walk, path: Path, record: Mapping[str, Any], names: Mapping[str, str]) -> None:

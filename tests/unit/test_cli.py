@@ -60,6 +60,7 @@ WRONG = {
     "page": "none",
     "status": "none",
     "collect": "--teacher none --output o --classes 0 --seed 0 --dataset digits",
+    "borrow": "--teacher none --lent l --output o",
     "inspect": "--teacher none --json j",
     "synthesize": "--teacher none --output o --classes 0 --seed 0",
     "train": "--output o --device cuda:999",
@@ -277,3 +278,25 @@ def test_a_command_by_hand_leaves_the_times_of_its_inputs(ahead, monkeypatch, ca
     for name in ("results/ahead.json", "own.json", "linked.json"):
         assert os.path.getmtime(name) == pytest.approx(ahead + 3600)
     assert capsys.readouterr().err == ""
+
+
+def test_a_fault_of_the_users_is_not_tried_again_on_a_cluster(monkeypatch, tmp_path, capsys):
+    output = tmp_path / "shards/shard.h5"
+    words = ["synthesize", "--teacher", str(tmp_path / "none"), "--output", str(output)]
+    words += ["--classes", "0", "--seed", "0"]
+    kept = tmp_path / "shards/shard.h5.fault"
+    # Who starts a command himself keeps nothing.
+    first = error_line(capsys, *words)
+    assert not kept.exists()
+    monkeypatch.setenv("SYNQ_ATTEMPT", "1")
+    assert error_line(capsys, *words) == first
+    assert f"synq: error: {kept.read_text('utf-8')}\n" == first
+    # Whatever is there now: what the command would do is not done.
+    monkeypatch.setenv("SYNQ_ATTEMPT", "2")
+    kept.write_text("once", "utf-8")
+    assert error_line(capsys, *words) == "synq: error: once (not tried again)\n"
+    # Another start of the workflow is a first attempt, and success forgets the fault.
+    monkeypatch.setenv("SYNQ_ATTEMPT", "1")
+    monkeypatch.setattr("synq.stages.synthesize.synthesize_shard", lambda **_: 0)
+    assert cli.main(words) == 0
+    assert not kept.exists()

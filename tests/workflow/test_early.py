@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 from running import ENVIRONMENT, PATIENCE, ROOT
 
@@ -26,9 +27,10 @@ models: {digits-resnet20: {test: {dataset: folder, path: data/val}}}
 TEACHER = "r/models/digits-resnet20/teacher.safetensors"
 
 
-def ran(folder, *words, overlay=None, code=0):
+def ran(folder, *words, overlay=None, code=0, options=()):
     """What snakemake prints in a folder that is not the clone; its lines of config errors."""
     command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "1"]
+    command += options
     if overlay is not None:
         (folder / "overlay.yaml").write_text(overlay, "utf-8")
         command += ["--configfile", "overlay.yaml", "--"]
@@ -82,7 +84,7 @@ def test_a_job_that_does_not_read_them_runs_and_a_plan_is_shown(tmp_path):
 def test_a_name_that_the_network_has_not_stops_before_any_image(tmp_path):
     overlay = f"{DIGITS}methods: {{zeroq: {{calibration: {{keep_bits: {{outpt: 8}}}}}}}}\n"
     synthetic = "r/synthetic/digits-resnet20/unlabelled/seed0/classes-0000-0009.h5"
-    text, _ = ran(tmp_path, synthetic, overlay=overlay, code=1)
+    text, _ = ran(tmp_path, synthetic, overlay=overlay, code=1, options=["--retries", "2"])
     assert "has calibration.keep_bits: outpt=8, but no layer and no activation" in text
     assert "did you mean output?" in text
     assert text.count("Error in rule inspect") == 1
@@ -91,9 +93,18 @@ def test_a_name_that_the_network_has_not_stops_before_any_image(tmp_path):
 
 def test_a_fetch_that_the_user_must_mend_is_tried_once(tmp_path):
     wrong = DIGITS.replace("{test:", "{sha256: '" + 64 * "0" + "', test:")
-    text, _ = ran(tmp_path, TEACHER, overlay=wrong, code=1)
+    text, _ = ran(tmp_path, TEACHER, overlay=wrong, code=1, options=["--retries", "2"])
     assert text.count("Error in rule fetch") == 1
     assert "Trying to restart" not in text
+
+
+def test_a_doubt_about_the_test_set_is_on_the_terminal(tmp_path):
+    pixels = numpy.random.default_rng(0).integers(0, 256, (50, 16, 16), "uint8")
+    numpy.savez(tmp_path / "other.npz", images=pixels, labels=numpy.arange(50) % 10)
+    overlay = DIGITS.replace("folder, path: data/val", "arrays, path: other.npz")
+    text, _ = ran(tmp_path, "r/models/digits-resnet20/metrics.json", overlay=overlay)
+    (line,) = [line for line in text.splitlines() if line.startswith("warning: ")]
+    assert "do test set, mean and std belong to this network?" in line or "another order" in line
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from embedded import embedded_teacher
 USERS = {
     "PIL": {"collect", "evaluate", "evaluate_teacher", "export", "page", "predict", "train"},
     "h5py": {"collect", "evaluate", "export", "fetch", "finetune", "inspect", "synthesize", "train"}
-    | {"evaluate_teacher", "page", "sensitivity", "unpack", "verify"},
+    | {"borrow", "evaluate_teacher", "page", "sensitivity", "unpack", "verify"},
     "onnx": {"export"},
     "onnx_ir": {"export"},
     "onnxruntime": {"export", "predict"},

@@ -84,6 +84,14 @@ def test_the_overlay_for_a_network_of_the_zoo_is_complete():
     assert plan(config).models["cifar"].classes == 10
 
 
+def test_the_overlay_for_a_network_without_batchnorm_is_complete():
+    (block,) = (block for block in BLOCKS if "relative:" in block)
+    own = yaml.safe_load("\n".join(line[4:] for line in block.splitlines()))
+    whole = plan(yaml.safe_load((ROOT / "config.yaml").read_text("utf-8")) | own)
+    assert whole.image_rule("squeeze", "natural") == "borrow"
+    assert whole.lenders() == ["resnet"]
+
+
 @pytest.mark.parametrize("source", ["torchvision", "timm", "python"])
 def test_the_settings_of_other_sources_are_right(source):
     (block,) = (block for block in BLOCKS if f"source: {source}" in block)

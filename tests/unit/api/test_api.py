@@ -89,6 +89,9 @@ def test_a_notebook_shows_some_images_of_each_class(shape):
     assert len({*picture.convert("L").tobytes()}) > 100
 
 
+FEW_IMAGES = {key: value for key, value in FEW.items() if key != "finetune"}
+
+
 def test_own_images_need_no_batchnorm():
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -99,9 +102,33 @@ def test_own_images_need_no_batchnorm():
     text = refusal(synq.quantize, network, **INPUT, **few)
     assert "no BatchNorm layer" in text
     assert "method few-shot" in text
+    assert "images=synq.synthesize(OTHER, ...)" in text
     images = synq.ImageSet(torch.rand(24, 3, 8, 8), torch.arange(24) % 3)
     found = synq.quantize(network, **INPUT, **few, images=images, method="few-shot")
     assert found.student(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+
+
+def test_images_of_another_network_are_converted():
+    """ConvNeXt and its like: BatchNorm of a relative says what images look like."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 3))
+    images = synq.synthesize(Own().eval(), **INPUT, **FEW_IMAGES)
+    assert (images.mean, images.std) == (INPUT["mean"], INPUT["std"])
+    few = {key: value for key, value in FEW.items() if key != "synthesis"}
+    other = {"image_shape": (3, 12, 12), "mean": [0.0] * 3, "std": [1.0] * 3}
+    found = synq.quantize(network, **other, **few, images=images)
+    assert found.images.image_shape == (3, 12, 12)
+    assert found.images.labels.tolist() == images.labels.tolist()
+    # Resizing keeps an image's mean, about; that of pixels in [0, 1], which this network takes.
+    pixels = images.images(torch.arange(24)) * 0.25 + 0.5
+    made = found.images.images(torch.arange(24))
+    assert (made.mean((2, 3)) - pixels.mean((2, 3))).abs().max() < 0.2
+    # Where nobody said what they were normalised by, they are taken as they are, or refused.
+    plain = synq.synthesize(Own().eval(), image_shape=INPUT["image_shape"], **FEW_IMAGES)
+    assert plain.mean is None
+    text = refusal(synq.quantize, network, **other, **few, images=plain)
+    assert "give mean and std, to synthesize or to ImageSet" in text
 
 
 def test_classes_are_made_alone_where_they_are_named(network):

@@ -46,3 +46,21 @@ def test_no_two_jobs_share_a_file():
     for key in ("output", "log", "seconds"):
         paths = [job[key] for job in listed(whole)]
         assert len(paths) == len(set(paths))
+
+
+def test_borrowed_images_are_made_by_their_relative_first():
+    own = planned().models
+    (name,) = own
+    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+    model = config["models"][name]
+    borrower = {key: value for key, value in model.items() if key != "synthesis"}
+    models = {name: model, "other": {**borrower, "relative": name}}
+    grid = {"models": ["other"], "bits": ["w4a4"], "methods": ["synq", "few-shot"], "seeds": [0]}
+    whole = planned(grid=grid, models=models)
+    rules = [job.rule for job in jobs(whole)]
+    assert rules.count("fetch") == rules.count("inspect") == 2
+    assert rules.count("evaluate_teacher") == 1
+    assert rules.index("synthesize") < rules.index("borrow")
+    assert rules.count("synthesize") == rules.count("borrow") == rules.count("collect") == 1
+    outputs = [job.output for job in jobs(whole)]
+    assert len(outputs) == len(set(outputs))

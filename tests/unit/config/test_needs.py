@@ -116,3 +116,16 @@ def test_what_is_unmet_is_told_once_for_all_methods():
         "methods a, b have finetune.cam: gradcam, but there is none",
         "method d has synthesis.prior: patches, but it does not attend",
     ]
+
+
+def test_who_makes_the_images_needs_what_they_do_and_who_borrows_them_not():
+    own = CONFIG["models"]["digits-resnet20"]
+    borrower = {k: v for k, v in own.items() if k != "synthesis"}
+    models = {"digits-resnet20": own, "other": {**borrower, "relative": "digits-resnet20"}}
+    grid = {**CONFIG["grid"], "models": ["other"], "methods": ["texq-like", "synq"]}
+    whole = plan({**CONFIG, "models": models, "grid": grid})
+    assert needs(whole, "other") == ["synq:finetune.cam=gradcam"]
+    assert needs(whole, "digits-resnet20") == [
+        *("texq-like:synthesis.prior=auto", "texq-like:synthesis.deep_weight=0.02"),
+        "synq:synthesis.prior=auto",
+    ]

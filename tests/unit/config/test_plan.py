@@ -510,3 +510,53 @@ def test_a_rounding_that_is_learned_needs_learned_steps(config):
     plan(config)
     config["methods"]["ours"] = {"images": "hard", "finetune": {"reconstruct": "weights"}}
     plan(config)
+
+
+@pytest.fixture
+def related(config):
+    """A second model that borrows the images of the first, which the grid has not."""
+    config["models"]["other"] = {**config["models"]["tiny"], "relative": "tiny"}
+    config["models"]["tiny"]["synthesis"] = {"images_per_class": 10, "classes_per_shard": 5}
+    config["grid"]["models"] = ["other"]
+    return config
+
+
+def test_a_relative_makes_the_images_by_its_own_settings(related):
+    whole = plan(related)
+    assert whole.image_settings("other", "hard") == whole.image_settings("tiny", "hard")
+    assert whole.shards("other", "hard") == whole.shards("tiny", "hard")
+    assert whole.maker("other", "hard") == "tiny"
+    assert whole.image_rule("other", "hard") == "borrow"
+    assert whole.image_rule("tiny", "hard") == "synthesize"
+    assert whole.lenders() == ["tiny"]
+    assert whole.models["other"] == whole.models["tiny"]  # it is no setting of the network
+
+
+def test_real_images_are_the_own_ones_of_a_model_with_a_relative(related):
+    related["image_sets"]["few"] = {"source": "real"}
+    related["models"]["other"]["real"] = {"dataset": "digits", "images_per_class": 20}
+    whole = plan(related)
+    assert whole.maker("other", "few") == "other"
+    assert whole.image_rule("other", "few") == "collect"
+    assert whole.image_settings("other", "few").images_per_class == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"relative": "tinny"}, "models.other.relative is 'tinny'; it is the name of another"),
+        ({"relative": "other"}, "models.other.relative is 'other'; it is the name of another"),
+        ({"relative": None}, "models.other.relative is None; it is the name of another"),
+        ({"relative": "third"}, "which borrows its images itself; write 'tiny'"),
+        ({"classes": 11}, "which has 10 classes and other has 11; images are borrowed of a model"),
+        (
+            {"synthesis": {"iterations": 3}},
+            "models.other.synthesis has no meaning with relative: tiny, which makes the images; "
+            "write it as models.tiny.synthesis",
+        ),
+    ],
+)
+def test_a_relative_that_cannot_be_one_is_refused(related, changes, text):
+    related["models"]["third"] = {**related["models"]["other"]}
+    related["models"]["other"] |= changes
+    assert text in message(related)

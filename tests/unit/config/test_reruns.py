@@ -11,7 +11,7 @@ import pytest
 from synq.config import fingerprint
 
 STAGES = {
-    *("fetch", "inspect", "synthesize", "collect", "finetune", "sensitivity"),
+    *("fetch", "inspect", "synthesize", "collect", "borrow", "finetune", "sensitivity"),
     *("evaluate_teacher", "evaluate", "export", "tables", "page"),
 }
 STUDENTS = {"finetune", "evaluate", "export", "page"}
@@ -55,7 +55,8 @@ EDITS = {
     "synthesis/swing.py": {"synthesize"},
     "synthesis/parameters.py": {"synthesize"},
     "models/features.py": {"finetune", "inspect"},
-    "models/judgement.py": {"synthesize", "collect", "finetune"},
+    "models/judgement.py": {"synthesize", "collect", "borrow", "finetune"},
+    "data/refit.py": {"borrow"},
     "data/datasets.py": {"collect", "evaluate_teacher", "evaluate", "export"},
     "stages/real_images.py": {"collect", "evaluate_teacher", "evaluate", "export"},
     "reporting/accuracy.py": {"evaluate_teacher", "evaluate"},

@@ -62,6 +62,50 @@ class Calling(nn.Module):
         x = F.max_pool2d(F.relu(self.bn2(self.conv2(x)), inplace=True), 2)
         return self.output(x.view(x.size(0), -1))
 
+class Shortcut(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+# Of a CIFAR ResNet as they are published: no shortcut has parameters (option A).
+class Block(nn.Module):
+    def __init__(self, inner, outer, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outer)
+        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer)
+        self.shortcut = nn.Sequential()
+        if inner != outer:
+            more = (outer - inner) // 2
+            self.shortcut = Shortcut(
+                lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, more, more), "constant", 0)
+            )
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += self.shortcut(x)
+        return F.relu(y)
+
+class Published(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.layer1 = nn.Sequential(Block(4, 4, 1), Block(4, 4, 1))
+        self.layer2 = nn.Sequential(Block(4, 8, 2))
+        self.linear = nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.layer2(self.layer1(y))
+        y = F.avg_pool2d(y, y.size()[3])
+        return self.linear(y.view(y.size(0), -1))
+
 class Answering(Viewing):
     def forward(self, x):
         return {"hidden": None, "logits": super().forward(x)}
@@ -90,6 +134,7 @@ def folder(tmp_path, monkeypatch):
     [
         ("Viewing", []),
         ("Calling", []),
+        ("Published", []),
         ("Answering", ["logits of a dict"]),
         ("Probable", ["entry 0 of a tuple", "without softmax, a Softmax"]),
     ],
@@ -97,7 +142,13 @@ def folder(tmp_path, monkeypatch):
 def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, name, told):
     sys.path.insert(0, str(folder))
     torch.manual_seed(0)
-    torch.save(__import__("own_stages").Viewing().state_dict(), "weights.pth")
+    state = getattr(__import__("own_stages"), name)().state_dict()
+    weights = "weights.pth"
+    if name == "Published":  # as its training wrote it, of several GPUs
+        weights = "resnet.th"
+        state = {"state_dict": {f"module.{key}": value for key, value in state.items()}}
+        state["best_prec1"] = 91.7
+    torch.save(state, weights)
     teacher = Path("teacher.safetensors")
     settings = Model(
         source="python",
@@ -107,13 +158,14 @@ def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, na
         image_size=16,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
-        weights="weights.pth",
-        sha256=hashlib.sha256(Path("weights.pth").read_bytes()).hexdigest(),
+        weights=weights,
+        sha256=hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
     )
     fetch(name="own", settings=settings, download=Path("download"), output=teacher)
     assert ("the logits are" in capsys.readouterr().out) == bool(told)
     record = read_checkpoint(teacher, "teacher")[1]
-    assert (record["memory_format"], record["output"]) == ("contiguous", told)
+    layout = "channels_last" if name == "Published" else "contiguous"
+    assert (record["memory_format"], record["output"]) == (layout, told)
 
     assert cli.main(["inspect", "--teacher", str(teacher), "--json", "report.json"]) == 0
     assert json.loads(Path("report.json").read_text())["output"] == told
@@ -183,7 +235,8 @@ def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, na
     sites = [
         name for name in read_checkpoint(Path("student.safetensors"), "student")[0] if "/" in name
     ]
-    assert len({name.rpartition(".")[0] for name in sites}) == 2 * (name == "Calling")
+    called = {"Calling": 2, "Published": 7}
+    assert len({site.rpartition(".")[0] for site in sites}) == called.get(name, 0)
     with torch.no_grad():
         logits = read_teacher(teacher, torch.device("cpu")).model(torch.rand(5, 3, 16, 16))
     assert not torch.allclose(logits.sum(1), torch.ones(5))

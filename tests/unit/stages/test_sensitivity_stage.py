@@ -1,5 +1,6 @@
 """Each layer alone as a command, and students whose widths are chosen from it."""
 
+import json
 import shutil
 
 import pandas
@@ -7,10 +8,12 @@ import pytest
 import torch
 from small_results import RUN, SHARDS, TEACHER
 
+import synq
 from synq import cli
 from synq.config.calibration import Calibration
 from synq.finetuning.resume import begun
 from synq.io.artifacts import read_checkpoint, read_json, write_checkpoint
+from synq.io.shards import ShardSet
 from synq.models.teacher import read_teacher
 from synq.quantization.convert import layers_of, packed_bytes
 from synq.quantization.student import read_student
@@ -57,6 +60,28 @@ def test_every_layer_is_in_the_files_the_most_sensitive_first(measured):
     assert text.splitlines()[2].startswith(f"| {table['layer'][0]} ")
     assert "net, w3a2, mine, seed 0: each layer alone" in text
     assert found["images"] == 6
+
+
+def test_from_python_it_is_the_same_on_the_same_images(measured, tmp_path):
+    wanted = read_json(measured / PLACE, "sensitivity")
+    network = read_teacher(measured / TEACHER, torch.device("cpu"))
+    shards = ShardSet([measured / shard for shard in SHARDS], network.sha256)
+    images = synq.ImageSet(shards.images(torch.arange(len(shards))), shards.labels)
+    about = {"image_shape": network.image_shape, "mean": network.mean, "std": network.std}
+    few = {"device": "cpu", "progress": False, "method": "none", "bits": "w3a2"}
+    found = synq.sensitivity(network.model, images, **about, **few)
+    assert json.loads(json.dumps(found.record["calibration"])) == wanted["calibration"]
+    assert found.layers == wanted["layers"]
+    text = (measured / PLACE).with_suffix(".md").read_text("utf-8")
+    assert str(found).splitlines()[:-1] == text.splitlines()[:-1]
+    found.draw(tmp_path / "layers.svg")
+    assert "<svg" in (tmp_path / "layers.svg").read_text("utf-8")
+    wide = synq.sensitivity(network.model, images, **about, **{**few, "bits": "w8a8"})
+    assert wide.layers[0]["divergence"] < found.layers[0]["divergence"]
+    with pytest.raises(synq.UserError, match="the images are"):
+        synq.sensitivity(
+            network.model, synq.ImageSet(torch.rand(2, 1, 9, 9), images.labels[:2]), **about, **few
+        )
 
 
 def test_a_folder_with_it_is_verified(measured, monkeypatch, capsys):

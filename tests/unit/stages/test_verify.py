@@ -237,7 +237,7 @@ def test_files_of_another_format_are_named(results, capsys):
     older = [line for line in verified(capsys, 1) if line.startswith("older: ")]
     assert older == [
         f"older: results/{SHARDS[1]} is a shard file of format 1, this program reads 2; "
-        "delete it and run synthesize or collect again",
+        "delete it and run synthesize, borrow or collect again",
         f"older: results/{RUN}/metrics.json is a metrics file of format 2, this program reads 3; "
         "delete it and run evaluate again",
     ]
