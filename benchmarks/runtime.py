@@ -34,7 +34,7 @@ from synq.quantization.kernels import settle_biases
 from synq.quantization.onnx import to_onnx
 from synq.quantization.quantizers import Recipe
 from synq.quantization.runtime import compared as compare
-from synq.quantization.runtime import session_of
+from synq.quantization.runtime import in_onnxruntime, session_of
 from synq.quantization.student import read_student
 from synq.runtime.process import generator_for
 
@@ -132,7 +132,9 @@ def compared(results: Path, onnx: Path, test: TestSet) -> list[object]:
     student, _ = read_student(onnx.with_name("student.safetensors"), network)
     kind = {"classes": network.classes, "image_shape": network.image_shape, "name": network.name}
     images = read(test.dataset, test, "test", **kind)
-    found = compare(onnx, student, images.batches(256, network.mean, network.std), 0)
+    found = compare(
+        in_onnxruntime(onnx, 0), student, images.batches(256, network.mean, network.std)
+    )
     kilobytes = onnx.stat().st_size / 1000
     return [run, found.agreement, found.top1_in_torch, found.top1, kilobytes]
 

@@ -3,6 +3,7 @@
 
 rule export:
     input:
+        reads("export", layout.EXPORT),
         teacher=at(layout.TEACHER),
         student=at(layout.STUDENT),
         shards=shards,

@@ -1,7 +1,6 @@
 """What a run in memory gives: the student, its report, and its files."""
 
 import copy
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +150,7 @@ class Result:
         """
         # Imported here: the exporter takes seconds to load.
         from synq.data.names import class_names
-        from synq.stages.export import PACKAGES, write_onnx
+        from synq.stages.export import packages, write_onnx
 
         network, run = self.network, self.run
         names = class_names(run.export.names, run.test, network.classes)
@@ -171,8 +170,8 @@ class Result:
         found = write_onnx(
             Path(path), student, about, self.images, run.export, 0, integers=integers
         )
-        packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-        return {**about, **found, "versions": {**self.record["versions"], **packages}}
+        versions = {**self.record["versions"], **packages(run.export)}
+        return {**about, **found, "versions": versions}
 
     def _about(self) -> dict[str, Any]:
         keys = ("model", "bits", "method", "seed", "epoch", "teacher_sha256")

@@ -12,6 +12,13 @@ class Export:
     format: str = setting(
         "onnx", "what the selected student is written as, too", choices=("onnx", "none")
     )
+    target: str = setting(
+        "onnxruntime",
+        "runtime that the file is for: onnxruntime; openvino (compared there too, and no 2-bit "
+        "types, which it has none of); tensorrt (INT8 without zero points, checked by TensorRT's "
+        "rules, which never runs)",
+        choices=("onnxruntime", "openvino", "tensorrt"),
+    )
     images: int = setting(
         1000, "synthetic images on which the runtime is compared with torch, at most", minimum=1
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from synq.config.plan import Plan
+from synq.config.targets import missing
 
 ELSEWHERE = ("http://", "https://", "package:")
 
@@ -14,11 +15,14 @@ ELSEWHERE = ("http://", "https://", "package:")
 def lacking(plan: Plan, section: str, model: str, image_set: str = "") -> list[str]:
     """A line for each path of a model's ``section`` (model, test or real) that is not there.
 
+    Of ``export`` it is what the file's runtime needs.
     Relative paths begin where the workflow runs. Of ``real`` the settings are the image set's.
     """
     where = f"models.{model}"
     if section == "model":
         return [*_of_model(plan.models[model], where)]
+    if section == "export":
+        return [*filter(None, [missing(plan.settings("export", model))])]
     if section == "test":
         return [*_of_images(plan.settings("test", model), f"{where}.test.path")]
     return [*_of_images(plan.image_settings(model, image_set), f"{where}.real.path")]

@@ -19,6 +19,7 @@ from synq.config.grid import Ablation, Accept, Grid, parse_bits
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
+from synq.config.targets import unfit
 from synq.errors import ConfigError, nearest
 
 STAGES = {
@@ -272,6 +273,19 @@ def _check_layers(whole: Plan, held: Collection[str]) -> None:
                 )
             _check_rounding(whole, model, method)
             _check_held_out(whole, model, method, tested="test" in held)
+            _check_target(whole, model, method)
+
+
+def _check_target(whole: Plan, model: str, method: str) -> None:
+    export = whole.settings("export", model)
+    calibration = whole.settings("calibration", model, method=method)
+    for bits in whole.grid.bits:
+        fault = unfit(export, calibration, *parse_bits(bits))
+        if fault:
+            raise ConfigError(
+                f"export.target of {model} is {export.target}, which {method} at {bits} does not "
+                f"fit: {fault}"
+            )
 
 
 def _check_rounding(whole: Plan, model: str, method: str) -> None:

@@ -7,7 +7,9 @@ kernel reads them. A convolution, its BatchNorm and a ReLU are one such kernel, 
 a ReLU: what is between them stays as it is.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -46,6 +48,7 @@ class Value:
 
     ``kind`` is image, activation, the name of an operation, or other; ``site`` is where it can be
     quantized, ``readers`` the kinds of what reads it. ``parts`` are those of a concatenation.
+    It is made of ``sources`` at the time ``born``, and read for the last time at ``last``.
     """
 
     kind: str
@@ -54,6 +57,9 @@ class Value:
     parts: list["Value"] = field(default_factory=list)
     elements: int = 0
     added: bool = False
+    sources: list["Value"] = field(default_factory=list)
+    born: int = 0
+    last: int = 0
 
     def bits(self, recipe: Recipe) -> int:
         """The width of its grid; 32 where it is on none."""
@@ -69,6 +75,24 @@ class Value:
     def written(self) -> bool:
         """Whether an integer engine would have to write it down, and it can get a grid."""
         return self.site is not None and OPERATION in self.readers
+
+    @property
+    def passing(self) -> bool:
+        """Whether a kernel hands it on to its own next step, and never writes it down."""
+        return set(self.readers) <= {STEP}
+
+    @property
+    def begun(self) -> int:
+        """When the kernel begins that writes it down."""
+        steps = [source.begun for source in self.sources if source.passing]
+        return min([self.born, *steps])
+
+    def stored_bits(self, recipe: Recipe) -> int:
+        """The width at which it is written down: what layers alone read has their width."""
+        bits = self.bits(recipe)
+        if set(self.readers) <= {STEP, LAYER} and recipe.scope != "calls":
+            return min(bits, recipe.sum_bits if self.kind == "image" else recipe.activation_bits)
+        return bits
 
 
 class LayerCall(NamedTuple):
@@ -93,6 +117,7 @@ class Flow(Listing):
         super().__init__(Scope(operations=True, closed=frozenset(closed)))
         self.values: dict[Value, None] = {}
         self.layers: list[LayerCall] = []
+        self._clock, self._newest = 0, list[Value]()
         # The tensors themselves are kept, so that no later one has the number of an earlier one.
         self._of: dict[int, tuple[Tensor, Value, bool]] = {}
         # What an operation was given to overwrite.
@@ -114,6 +139,7 @@ class Flow(Listing):
         if not self._entered or self._entered[-1][0] is not module:
             return
         _, sources = self._entered.pop()
+        self._reading(sources)  # whatever was read inside
         if any(opaque(running) for _, running in self.running) or not _feature(output):
             return
         if type(module) in QUANTIZABLE:
@@ -193,6 +219,8 @@ class Flow(Listing):
 
     def _is(self, tensor: Any, value: Value, *, itself: bool = True) -> None:
         if isinstance(tensor, Tensor):
+            if value not in self.values:
+                value.born, value.sources = self._clock, self._newest
             value.elements = value.elements or tensor.numel()
             self._of[id(tensor)] = (tensor, value, itself)
             self.values[value] = None
@@ -204,7 +232,17 @@ class Flow(Listing):
     def _read(self, arguments: Any) -> list[tuple[Value, bool]]:
         """The values among arguments, and whether each is the tensor that was made itself."""
         found = (self._of.get(id(tensor)) for tensor in _tensors(arguments))
-        return [(entry[1], entry[2]) for entry in found if entry is not None]
+        read = [(entry[1], entry[2]) for entry in found if entry is not None]
+        if read:
+            self._reading(read)
+        return read
+
+    def _reading(self, sources: Iterable[tuple[Value, bool]]) -> None:
+        """What is made next is made of these."""
+        self._clock += 1
+        self._newest = [value for value, _ in sources]
+        for value in self._newest:
+            value.last = self._clock
 
     @staticmethod
     def _note(sources: Iterable[tuple[Value, bool]], reader: str) -> None:
@@ -244,11 +282,13 @@ class Work(NamedTuple):
     """What one image costs: multiply-adds by the widths of weight and input, and activations.
 
     ``layers`` holds for each layer the name, its multiply-adds, and the bits of weight and input;
-    ``activation_bytes`` all that is written down between the layers.
+    ``activation_bytes`` all that is written down between the layers, and ``peak_bytes`` the most of
+    it that there is at a time.
     """
 
     layers: list[tuple[str, int, int, int]]
     activation_bytes: int
+    peak_bytes: int
 
     @property
     def bit_operations(self) -> int:
@@ -297,17 +337,22 @@ def work_of(
             weight,
             max(bits, before[3]),
         )
-    # What a kernel hands on to its own next step is never written down.
-    total = 0
-    for value in flow.values:
-        readers = set(value.readers) - {STEP}
-        if readers:
-            bits = value.bits(recipe)
-            if readers == {LAYER} and recipe.scope != "calls":
-                own = recipe.sum_bits if value.kind == "image" else recipe.activation_bits
-                bits = min(bits, own)
-            total += value.elements * bits
-    return Work([*layers.values()], -(-total // 8))
+    stored = [value for value in flow.values if not value.passing]
+    sizes = [value.elements * value.stored_bits(recipe) for value in stored]
+    return Work([*layers.values()], -(-sum(sizes) // 8), -(-_peak(stored, sizes) // 8))
+
+
+def _peak(values: Sequence[Value], sizes: Sequence[int]) -> int:
+    """The largest sum of sizes at a time.
+
+    A value is there from the beginning of the kernel that writes it to the end of the last one that
+    reads it: inputs and output of a kernel are there at once, and none is overwritten.
+    """
+    changes: Counter[int] = Counter()
+    for value, size in zip(values, sizes, strict=True):
+        changes[value.begun] += size
+        changes[value.last + 1] -= size
+    return max(itertools.accumulate(changes[time] for time in sorted(changes)), default=0)
 
 
 def _products(layer: nn.Module, result: Tensor, args: Any) -> int:

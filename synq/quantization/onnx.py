@@ -12,12 +12,15 @@ optimizations from computing something else:
   same.
 - Linear layers see all tokens of all images as one matrix, Gemm. A MatMul of three dimensions with
   quantized weights becomes MatMulNBits, which rounds the activations to 8 bits once more.
+
+Other runtimes take other types (``TARGETS``). For TensorRT all codes are INT8 without zero point,
+and Clip stands before QuantizeLinear, since a layer has to read DequantizeLinear itself.
 """
 
 import copy
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy
@@ -46,6 +49,26 @@ OPSET_OF_2_BITS = 25
 READERS = {"Conv", "ConvTranspose", "Gemm"}
 
 
+class Target(NamedTuple):
+    """What a runtime takes: types of 2 bits, and zero points."""
+
+    two_bits: bool = False
+    zero_points: bool = True
+
+
+# By the names that the setting ``export.target`` has.
+TARGETS = {
+    "onnxruntime": Target(two_bits=True),
+    "openvino": Target(),
+    "tensorrt": Target(zero_points=False),
+}
+
+
+# Clips are so much wider than the grid's ends. OpenVINO clips the codes, at ends that it rounds
+# towards 0: one that is a last digit too near costs the outermost code.
+WIDER = 1 + 2**-21
+
+
 # Largest code -> the type that holds it.
 TYPES: dict[int, Any] = {15: ml_dtypes.uint4, 255: numpy.uint8, 65_535: numpy.uint16}
 
@@ -56,37 +79,52 @@ def to_onnx(
     record: Mapping[str, Any],
     *,
     integers: bool = False,
+    target: str = "onnxruntime",
 ) -> onnx_ir.Model:
     """The student with input ``images`` ``[N, C, H, W]`` and output ``logits`` ``[N, classes]``.
 
     N is 1 where the network's code does not let it vary. ``record`` becomes the model's metadata.
-    A student with ``scope: everything`` is to be one of ``integers`` (see that module).
-    Raises ModelError where torch cannot export it.
+    A student with ``scope: everything`` is to be one of ``integers`` (see that module), but for a
+    ``target`` (one of ``TARGETS``) without zero points. Raises ModelError where torch cannot export
+    it, or the target has no codes for it.
     """
+    takes = TARGETS[target]
+    integers = integers and takes.zero_points
     network = copy.deepcopy(student).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # What the forward reads: a network may have layers that it does not call.
     weights_read: set[Quantizer] = set()
     activations_read: set[_OperatorsOfGrid] = set()
     weights = [*weight_quantizers(network).values()]
-    opset = OPSET_OF_2_BITS if any(w.weight_quantizer.bits == 2 for w in weights) else OPSET
+    two_bits = takes.two_bits and any(w.weight_quantizer.bits == 2 for w in weights)
+    opset = OPSET_OF_2_BITS if two_bits else OPSET
     for layer in weights:
         weight = layer.by_output(layer.weight.detach())
-        layer.weight_quantizer = _CodesOfWeight(weight, layer.weight_quantizer, weights_read)
+        layer.weight_quantizer = _CodesOfWeight(
+            weight, layer.weight_quantizer, weights_read, takes.zero_points
+        )
     activations = activation_quantizers(network)
     # Behind 8 bits, which have no Clip, ONNX Runtime makes QGemm of Gemm, which has no 2 bits.
     least_of_gemm = 4 if any(quantizer.bits == 8 for quantizer in activations.values()) else 0
     for name, quantizer in activations.items():
         operators = _CodesOfGrid if integers else _OperatorsOfGrid
+        if not takes.zero_points:
+            operators = _SignedOperatorsOfGrid
+            if not _is_signed(quantizer):
+                raise ModelError(
+                    f"{target} takes no zero points, and without one INT8 does not hold the "
+                    f"{quantizer.bits} bits of {name}; give it 7 (calibration.keep_bits)"
+                )
         network.set_submodule(name, operators(quantizer, activations_read))
     model = _exported(_Flat(network), image_shape, opset, batch=2)
     if batch_of(model):
         # The network's code takes the number of images for a constant.
         model = _exported(_Flat(network), image_shape, opset, batch=1)
-    types = {3: ml_dtypes.uint2, **TYPES} if opset == OPSET_OF_2_BITS else TYPES
-    kernels = to_integers(model, opset_of_2_bits=opset == OPSET_OF_2_BITS) if integers else 0
+    types = {3: ml_dtypes.uint2, **TYPES} if two_bits else TYPES
+    kernels = to_integers(model, opset_of_2_bits=two_bits) if integers else 0
     RemoveUnusedNodesPass()(model)
+    narrowed = _narrow(model, types, least_of_gemm) if takes.zero_points else _of_weights(model)
     found = (
-        kernels + _narrow(model, types, least_of_gemm),
+        kernels + narrowed,
         sum(node.op_type == "QuantizeLinear" for node in model.graph),
     )
     # Layers that round one tensor to one grid have one operator.
@@ -162,20 +200,28 @@ def _exported(
 
 
 class _CodesOfWeight(Quantizer):
-    """Gives a weight from its codes; as it is rounded where those need more than 16 bits."""
+    """Gives a weight from its codes; as it is rounded where no type holds them."""
 
-    def __init__(self, weight: Tensor, quantizer: Quantizer, read: set[Quantizer]) -> None:
+    def __init__(
+        self, weight: Tensor, quantizer: Quantizer, read: set[Quantizer], zero_points: bool
+    ) -> None:
         super().__init__(quantizer.bits)
         self.readers = read
         grid = quantizer.grid(weight)
         codes, scales, zeros = codes_of(weight, grid)
-        largest = max(float(codes.max()), float(zeros.max()))
-        self.values = None if largest <= max(TYPES) else grid.values(grid.codes(weight))
-        if self.values is None:
-            whole = torch.uint8 if largest <= 255 else torch.uint16
-            self.register_buffer("codes", codes.to(whole))
+        kinds = [torch.uint8, torch.uint16]
+        if not zero_points:
+            codes = codes - zeros.view((-1,) + (1,) * (codes.dim() - 1))
+            zeros, kinds = torch.zeros_like(zeros), [torch.int8]
+        least, largest = float(codes.min()), max(float(codes.max()), float(zeros.max()))
+        limits = {kind: torch.iinfo(kind) for kind in kinds}
+        holding = (k for k, limit in limits.items() if limit.min <= least and largest <= limit.max)
+        kind = next(holding, None)
+        self.values = grid.values(grid.codes(weight)) if kind is None else None
+        if kind is not None:
+            self.register_buffer("codes", codes.to(kind))
             self.register_buffer("scales", scales)
-            self.register_buffer("zeros", zeros.to(whole))
+            self.register_buffer("zeros", zeros.to(kind))
 
     def rounded(self, values: Tensor) -> Tensor:
         if self.values is not None:
@@ -197,7 +243,7 @@ class _OperatorsOfGrid(Quantizer):
         grid = quantizer.grid(torch.zeros(1))
         self.values = (float(grid.scale), float(grid.zero_point), grid.bits)
         lo, hi = grid.ends
-        self.ends = None if grid.bits == 8 else (float(lo), float(hi))
+        self.ends = None if grid.bits == 8 else (WIDER * float(lo), WIDER * float(hi))
         # 8 bits, whatever the width: the type costs nothing, and every runtime knows it.
         self.register_buffer("scale", grid.scale)
         self.register_buffer("zero_point", (grid.zero_point + grid.half).to(torch.uint8))
@@ -236,6 +282,40 @@ class _CodesOfGrid(_OperatorsOfGrid):
         return torch.onnx.ops.symbolic(
             "DequantizeLinear", (codes, *grid), dtype=torch.float32, shape=values.shape
         )
+
+
+def _is_signed(quantizer: Quantizer) -> bool:
+    """Whether INT8 holds the codes of an activation less their zero point."""
+    grid = quantizer.grid(torch.zeros(1))
+    zero = float(grid.zero_point + grid.half)
+    return zero <= 128 and 2**quantizer.bits - 1 - zero <= 127
+
+
+class _SignedOperatorsOfGrid(_OperatorsOfGrid):
+    """The same without zero point, clipped before: a layer then reads DequantizeLinear itself."""
+
+    def __init__(self, quantizer: Quantizer, read: set[_OperatorsOfGrid]) -> None:
+        super().__init__(quantizer, read)
+        self.zero_point = torch.zeros_like(self.get_buffer("zero_point"), dtype=torch.int8)
+
+    def rounded(self, values: Tensor) -> Tensor:
+        self.readers.add(self)
+        grid = (self.get_buffer("scale"), self.get_buffer("zero_point"))
+        clipped = values.clamp(*self.ends) if self.ends else values
+        codes = torch.onnx.ops.symbolic(
+            "QuantizeLinear", (clipped, *grid), dtype=torch.int8, shape=values.shape
+        )
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", (codes, *grid), dtype=torch.float32, shape=values.shape
+        )
+
+
+def _of_weights(model: onnx_ir.Model) -> int:
+    """How many weights are codes."""
+    nodes = (node for node in model.graph if node.op_type == "DequantizeLinear")
+    return sum(
+        node.inputs[0] is not None and node.inputs[0].const_value is not None for node in nodes
+    )
 
 
 def _narrow(model: onnx_ir.Model, types: Mapping[int, Any], least_of_gemm: int) -> int:

@@ -1,6 +1,6 @@
-"""A student in torch and its file in ONNX Runtime: the same classes, and where they part."""
+"""A student in torch and its file in a runtime: the same classes, and where they part."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +9,22 @@ import numpy
 import onnx
 import onnxruntime
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
+from synq.errors import ConfigError, ModelError
 from synq.quantization.convert import activation_quantizers
 from synq.quantization.quantizers import Quantizer
 
 # Of the images whose class differs, so many are looked at.
 LOOKED_AT = 8
 PREFIX, SCALE = "network.", ".scale"
+
+# Images [N, C, H, W] -> logits [N, classes].
+Run = Callable[[Tensor], Tensor]
+
+# Without it, ONNX Runtime makes UINT8 of INT8 on x86, and fails over a MaxPool between the two.
+INT8_ALLOWED = "session.qdqisint8allowed"
 
 
 class Compared(NamedTuple):
@@ -40,24 +48,64 @@ class Difference(NamedTuple):
     share: float
 
 
-def session_of(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
-    """A session on the CPU at the runtime's default options, but for the number of threads."""
+def session_of(
+    model: Path | bytes, threads: int, *, int8: bool = False
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU at the runtime's default options, but for the number of threads.
+
+    ``int8`` is for activations in INT8.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if int8:
+        options.add_session_config_entry(INT8_ALLOWED, "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def compared(
-    path: Path, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], threads: int
-) -> Compared:
+def in_onnxruntime(path: Path, threads: int, *, int8: bool = False) -> Run:
+    """The file in ONNX Runtime, as ``session_of`` opens it."""
+    session = session_of(path, threads, int8=int8)
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def in_openvino(path: Path, threads: int) -> Run:
+    """The file in OpenVINO on the CPU, in its mode for accuracy, in float32 where not in integers.
+
+    By default it rounds what linear layers read to 8 bits once more, and computes in bfloat16 where
+    a processor has that. ConfigError where it is not installed, ModelError where it does not take
+    the file.
+    """
+    try:
+        import openvino  # an extra
+    except ImportError:
+        raise ConfigError(
+            "export.target is openvino, which is not installed; pip install openvino"
+        ) from None
+    settings = {
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise ModelError(
+            f"OpenVINO {openvino.__version__} does not take {path.name} ({last})"
+        ) from None
+    # The array is the request's own, which the next one overwrites.
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+
+
+def compared(run: Run, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Compared:
     """Both on batches of images ``[n, C, H, W]`` and labels, each of a size that the file takes."""
-    session = session_of(path, threads)
     counts, difference = torch.zeros(4, dtype=torch.long), 0.0
     parted: list[Tensor] = []
     for images, labels in batches:
         with torch.inference_mode():
             wanted = student(images)
-        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        found = run(images)
         classes = wanted.argmax(1), found.argmax(1)
         same = classes[0] == classes[1]
         parted.extend(images[~same][: max(0, LOOKED_AT - len(parted))])
@@ -80,13 +128,14 @@ def first_difference(path: Path, student: nn.Module, images: Tensor) -> Differen
     model = onnx.load(path)
     named = _quantizers_in(model)
     # The types are inferred by the runtime.
-    model.graph.output.extend(onnx.ValueInfoProto(name=output) for output in named.values())
-    session = session_of(model.SerializeToString(), 0)
+    model.graph.output.extend(onnx.ValueInfoProto(name=output) for output, _ in named.values())
+    signed = any(zero.dtype == numpy.int8 for _, zero in named.values())
+    session = session_of(model.SerializeToString(), 0, int8=signed)
     wanted = _codes(student, images)
-    outputs = dict(zip(named, _run(session, list(named.values()), images), strict=True))
-    for name, own in outputs.items():
+    outputs = _run(session, [output for output, _ in named.values()], images)
+    for (name, (_, zero)), own in zip(named.items(), outputs, strict=True):
         if name in wanted and wanted[name].shape == own.shape:
-            share = 100 * float((wanted[name] != own).mean())
+            share = 100 * float((wanted[name] != own.astype(numpy.int16) - zero).mean())
             if share > 0:
                 return Difference(name, share)
     return None
@@ -100,27 +149,34 @@ def _run(session: onnxruntime.InferenceSession, outputs: list[str], images: Tens
     return [numpy.concatenate(own) for own in zip(*parts, strict=True)]
 
 
-def _quantizers_in(model: onnx.ModelProto) -> dict[str, str]:
-    """Name of each quantizer -> the codes that it gives in the graph, in the order of execution."""
+def _quantizers_in(model: onnx.ModelProto) -> dict[str, tuple[str, Any]]:
+    """Name of each quantizer -> its codes in the graph and their zero point, as they are executed.
+
+    Of several with equal grids the graph has the name of the first.
+    """
     following = {name: node for node in model.graph.node for name in node.input}
-    found: dict[str, str] = {}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, tuple[str, Any]] = {}
     for node in model.graph.node:
         scale = node.input[1] if node.op_type == "QuantizeLinear" else ""
         if scale.startswith(PREFIX) and scale.endswith(SCALE):
             name = scale.removeprefix(PREFIX).removesuffix(SCALE)
             reader = following.get(node.output[0])
             clip = reader is not None and reader.op_type == "Clip"
-            found.setdefault(name, reader.output[0] if clip and reader else node.output[0])
+            zero = numpy_helper.to_array(constants[node.input[2]])
+            output = reader.output[0] if clip and reader else node.output[0]
+            found.setdefault(name, (output, zero))
     return found
 
 
 def _codes(student: nn.Module, images: Tensor) -> dict[str, Any]:
-    """Name of each quantizer -> its codes from 0 on, of its first call."""
+    """Name of each quantizer -> its codes less their zero point, of its first call."""
     found: dict[str, Any] = {}
 
     def note(name: str, quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:
         grid = quantizer.grid(args[0])
-        found.setdefault(name, (grid.codes(args[0].float()) + grid.half).to(torch.uint8).numpy())
+        codes = grid.codes(args[0].float()) - grid.zero_point
+        found.setdefault(name, codes.to(torch.int16).numpy())
 
     hooks = [
         quantizer.register_forward_pre_hook(partial(note, name))

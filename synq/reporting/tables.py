@@ -15,13 +15,16 @@ KEYS = ["model", "bits", "method"]
 ACCURACIES = ["calibrated", "last", "selected", "best_on_test"]
 
 
-EXPORTED = ["packed_bytes", "onnx_bytes", "agreement", "test_agreement", "runtime_top1"]
+EXPORTED = [
+    *("packed_bytes", "onnx_bytes", "agreement", "test_agreement", "runtime_top1"),
+    *("openvino_agreement", "openvino_test_agreement"),
+]
 
 
 # What an image costs, by the widths of weights and inputs.
 WORK = [
     *("layers", "layers_reading_codes", "multiply_adds", "multiply_adds_share"),
-    *("bit_operations", "activation_bytes"),
+    *("bit_operations", "activation_bytes", "peak_activation_bytes"),
 ]
 
 
@@ -190,6 +193,9 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
         shown["onnx agrees"] = [_number(value) for value in agreement]
         if table["runtime_top1"].notna().any():
             shown["onnx top-1"] = [_number(value) for value in table["runtime_top1"]]
+        other = table["openvino_test_agreement"].fillna(table["openvino_agreement"])
+        if other.notna().any():
+            shown["openvino agrees"] = [_number(value) for value in other]
     if table["multiply_adds_share"].notna().any():
         shares = table["multiply_adds_share"].astype(float)
         shown["codes"] = [

@@ -133,6 +133,7 @@ def work_on_an_image(network: Teacher, student: nn.Module, recipe: Recipe) -> di
         "multiply_adds_share": work.share,
         "bit_operations": work.bit_operations,
         "activation_bytes": work.activation_bytes,
+        "peak_activation_bytes": work.peak_bytes,
     }
 
 

@@ -1,7 +1,8 @@
 """A run's selected student to ship: packed, and as ONNX, compared with itself in the runtime."""
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,16 @@ from synq.io.shards import ImageSource, ShardSet
 from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.onnx import batch_of, to_onnx
 from synq.quantization.packed import pack
-from synq.quantization.runtime import compared, first_difference
+from synq.quantization.runtime import (
+    Compared,
+    Run,
+    compared,
+    first_difference,
+    in_onnxruntime,
+    in_openvino,
+)
 from synq.quantization.student import read_student, recipe_of
+from synq.quantization.tensorrt import violations
 from synq.runtime.process import prepare, versions
 from synq.stages.real_images import test_images
 
@@ -99,9 +108,15 @@ def export_student(
             **found,
             "packed_sha256": file_sha256(packed),
             "packed_bytes": packed.stat().st_size,
-            "versions": {**versions(), **{n: importlib.metadata.version(n) for n in PACKAGES}},
+            "versions": {**versions(), **packages(settings)},
         },
     )
+
+
+def packages(settings: Export) -> dict[str, str]:
+    """The versions of what wrote the file, and of what it was tried in."""
+    names = (*PACKAGES, *(["openvino"] if settings.target == "openvino" else []))
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 class Tests(NamedTuple):
@@ -125,33 +140,22 @@ def write_onnx(
     """Write the ONNX file, with ``record`` as its metadata, and give what was found of it.
 
     ``integers`` makes the graph of integers that a student of ``scope: everything`` has. Raises
-    ModelError where the runtime agrees on too few of ``images``.
+    ModelError where a runtime agrees on too few of ``images``, or the target does not take it.
     """
-    exported = to_onnx(student, images.image_shape, record, integers=integers)
-    count = min(len(images), settings.images)
-    rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
-    size = batch_of(exported) or BATCH
+    exported = to_onnx(
+        student, images.image_shape, record, integers=integers, target=settings.target
+    )
+    if settings.target == "tensorrt":
+        _check_for_tensorrt(path.name, exported)
+    trial = Trial(path.name, student, images, settings, tests, batch_of(exported) or BATCH)
     with atomic(path) as temporary:
         onnx_ir.save(exported, temporary)
         onnx.checker.check_model(temporary)
-        batches = ((images.images(own), images.labels[own]) for own in rows.split(size))
-        found = compared(temporary, student, batches, threads)
-        print(f"ONNX Runtime and torch agree on {found.agreement:.2f} % of {count} images")
-        if found.agreement < settings.least_agreement:
-            raise ModelError(
-                f"{path.name} in ONNX Runtime agrees with the student on {found.agreement:.2f} % "
-                f"of {count} images{_where(temporary, student, found.parted)}; lower "
-                f"export.least_agreement ({settings.least_agreement}) if that is enough, or set "
-                "export.format: none"
-            )
-        tested = None
-        if tests is not None and tests.settings.dataset != "none" and settings.test_images:
-            labelled = _test(tests.teacher, tests.settings, settings, size)
-            tested = compared(temporary, student, labelled, threads)
-            print(
-                f"of {tested.images} test images on {tested.agreement:.2f} %; right on "
-                f"{tested.top1:.2f} %, torch on {tested.top1_in_torch:.2f} %"
-            )
+        run = in_onnxruntime(temporary, threads, int8=settings.target == "tensorrt")
+        found, tested = trial.of("ONNX Runtime", run, partial(_where, temporary, student))
+        other, other_tested = None, None
+        if settings.target == "openvino":
+            other, other_tested = trial.of("OpenVINO", in_openvino(temporary, threads))
         parted = found.parted if tested is None or tested.parted is None else tested.parted
         where = None if parted is None else first_difference(temporary, student, parted)
     return {
@@ -159,7 +163,8 @@ def write_onnx(
         "onnx_bytes": path.stat().st_size,
         "batch": batch_of(exported) or "any",
         "opset": exported.opset_imports[""],
-        "images": count,
+        "target": settings.target,
+        "images": found.images,
         "agreement": found.agreement,
         "largest_difference": found.difference,
         "test_images": tested.images if tested else 0,
@@ -167,7 +172,63 @@ def write_onnx(
         "runtime_top1": tested.top1 if tested else None,
         "torch_top1": tested.top1_in_torch if tested else None,
         "first_difference": where._asdict() if where else None,
+        "openvino_agreement": other.agreement if other else None,
+        "openvino_test_agreement": other_tested.agreement if other_tested else None,
+        "openvino_top1": other_tested.top1 if other_tested else None,
     }
+
+
+class Trial(NamedTuple):
+    """What the file called ``name`` is tried on, by batches of ``size``."""
+
+    name: str
+    student: nn.Module
+    images: ImageSource
+    settings: Export
+    tests: Tests | None
+    size: int
+
+    def of(
+        self, runtime: str, run: Run, where: Callable[[Tensor | None], str] = lambda _: ""
+    ) -> tuple[Compared, Compared | None]:
+        """What is found in a runtime on the images of the training, and on test images, if any.
+
+        ModelError where it agrees on too few of the former, with what ``where`` says of them.
+        """
+        count = min(len(self.images), self.settings.images)
+        rows = torch.linspace(0, len(self.images) - 1, count, dtype=torch.float64).long()
+        parts = rows.split(self.size)
+        batches = ((self.images.images(own), self.images.labels[own]) for own in parts)
+        found = compared(run, self.student, batches)
+        print(f"{runtime} and torch agree on {found.agreement:.2f} % of {count} images")
+        least = self.settings.least_agreement
+        if found.agreement < least:
+            raise ModelError(
+                f"{self.name} in {runtime} agrees with the student on {found.agreement:.2f} % "
+                f"of {count} images{where(found.parted)}; lower export.least_agreement ({least}) "
+                "if that is enough, or set export.format: none"
+            )
+        tests = self.tests
+        if tests is None or tests.settings.dataset == "none" or not self.settings.test_images:
+            return found, None
+        labelled = _test(tests.teacher, tests.settings, self.settings, self.size)
+        tested = compared(run, self.student, labelled)
+        print(
+            f"of {tested.images} test images on {tested.agreement:.2f} %; right on "
+            f"{tested.top1:.2f} %, torch on {tested.top1_in_torch:.2f} %"
+        )
+        return found, tested
+
+
+def _check_for_tensorrt(name: str, exported: onnx_ir.Model) -> None:
+    """ModelError with the first node that TensorRT does not take."""
+    first, *others = [*violations(exported), None]
+    if first is not None:
+        more = f" (the first of {len(others)})" if others[1:] else ""
+        raise ModelError(
+            f"TensorRT does not take {name}: {first}{more}; write calibration.scope: inputs, leave "
+            "the layer in full precision (calibration.keep_bits), or choose another export.target"
+        )
 
 
 def _test(

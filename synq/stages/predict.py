@@ -2,6 +2,7 @@
 
 import json as json_
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from synq.config.fields import convert
 from synq.config.images import Data
 from synq.data.pictures import picture
 from synq.errors import ArtifactError, ConfigError, reason
+from synq.quantization.runtime import INT8_ALLOWED
 
 REMEDY = "export the student again"
+
+# In what ONNX Runtime says of a file of a version to come.
+UNKNOWN = ("opset", "ir version", "unknown model file format")
 
 
 def predict(*, model: Path, images: Sequence[Path], top: int, json: bool) -> None:
@@ -55,17 +60,27 @@ def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
         raise ArtifactError(f"{path} does not exist; name a student.onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is told by the exception
+    options.add_session_config_entry(INT8_ALLOWED, "1")  # for a file of target tensorrt
+    providers = ["CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        # A fallback would be the same provider, and is told in several lines.
+        session = onnxruntime.InferenceSession(path, options, providers, enable_fallback=0)
+        metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # the runtime has an exception of its own for each kind of fault
-        text = reason(error)
-        if "opset" in text.lower() or "unknown model file format" in text.lower():
+        text = _said(error)
+        if any(word in text.lower() for word in UNKNOWN):
             raise ArtifactError(
                 f"{path} is of a version of ONNX that ONNX Runtime {onnxruntime.__version__} does "
                 f"not know ({text}); install a newer one"
             ) from None
         raise ArtifactError(f"{path} cannot be read as an ONNX model ({text}); {REMEDY}") from None
-    return session, _record(path, session.get_modelmeta().custom_metadata_map.get("synq"))
+    return session, _record(path, metadata.get("synq"))
+
+
+def _said(error: Exception) -> str:
+    """What ONNX Runtime says, without the number of the error and the place in its source."""
+    text = reason(error).rpartition(" failed:")[2]
+    return re.sub(r"^\S*onnxruntime_src/.*?\) (?=[A-Z])", "", text)
 
 
 def _record(path: Path, text: str | None) -> dict[str, Any]:

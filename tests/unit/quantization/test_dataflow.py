@@ -186,5 +186,30 @@ def test_bit_operations_are_counted_by_hand():
     assert everything.bit_operations == products[0] * 4 * 8 + products[1] * 8 * 3
     calls = work_of(frozen(Two()), SHAPE, Recipe(4, 3), bits)
     assert calls.bit_operations == products[0] * 4 * 32 + products[1] * 8 * 32
+    # The image and what the first kernel makes of it are there at once; then the image is not.
+    image, activation = 3 * 12 * 12, 4 * 12 * 12
+    assert everything.peak_bytes == (image * 8 + activation * 3) // 8
+    assert calls.peak_bytes == (image * 32 + activation * 3) // 8
+    assert everything.peak_bytes < everything.activation_bytes
     with pytest.raises(ModelError, match="needs the shape of an image"):
         quantize(Two(), Recipe(4, 4, scope="inputs"))
+
+
+def test_what_a_sum_still_reads_is_in_memory_until_then():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+            self.conv2, self.bn = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+
+        def forward(self, images):
+            x = F.relu(self.conv1(images))
+            return F.relu(self.bn(self.conv2(x)) + x).mean((2, 3))
+
+    work = work_of(frozen(Block()), SHAPE, Recipe(4, 4, scope="everything"), {})
+    # Both parts of the sum and, with its ReLU, the sum: of 4, 8 and 4 bits.
+    assert work.peak_bytes == 6 * 12 * 12 * (4 + 8 + 4) // 8
+    paper = work_of(frozen(Block()), SHAPE, Recipe(4, 4), {})
+    assert paper.peak_bytes == 6 * 12 * 12 * (4 + 32 + 4) // 8
+    whole = work_of(frozen(Block()), SHAPE, Recipe(4, 32), {})
+    assert whole.peak_bytes == 6 * 12 * 12 * 3 * 4

@@ -17,7 +17,7 @@ from synq.quantization.kernels import is_integer, settle_biases
 from synq.quantization.onnx import to_onnx
 from synq.quantization.packed import pack, unpack
 from synq.quantization.quantizers import Recipe
-from synq.quantization.runtime import compared, first_difference
+from synq.quantization.runtime import compared, first_difference, in_onnxruntime
 from synq.runtime.process import generator_for
 
 SHAPE = (3, 12, 12)
@@ -188,7 +188,7 @@ def test_the_first_quantizer_whose_codes_differ_is_named(scope, tmp_path):
     path = tmp_path / "student.onnx"
     onnx_ir.save(to_onnx(student, SHAPE, {}, integers=scope == "everything"), path)
     labels = student(images).argmax(1)
-    found = compared(path, student, [(images, labels)], 1)
+    found = compared(in_onnxruntime(path, 1), student, [(images, labels)])
     assert (found.images, found.top1_in_torch) == (32, 100)
     assert found.agreement == found.top1
     before = first_difference(path, student, images)
@@ -200,7 +200,7 @@ def test_the_first_quantizer_whose_codes_differ_is_named(scope, tmp_path):
     if before is None:
         assert after.share > 10
     student.linear.bias.add_(torch.arange(10.0) * 100)
-    parted = compared(path, student, [(images, labels)], 1)
+    parted = compared(in_onnxruntime(path, 1), student, [(images, labels)])
     assert parted.agreement < 100
     assert len(parted.parted) == 8
 

@@ -92,7 +92,7 @@ def test_codes_give_the_quantized_weight():
     ("make", "bits"),
     [
         *((gated, bits) for bits in [(2, 2), (3, 3), (4, 4), (5, 8), (8, 8)]),
-        *((transformer, bits) for bits in [(2, 4), (4, 4), (8, 8)]),
+        *((transformer, bits) for bits in [(2, 4), (3, 3), (4, 4), (5, 5), (8, 8)]),
         (like_timms, (3, 4)),
         (residual, (4, 4)),
         (residual, (8, 8)),

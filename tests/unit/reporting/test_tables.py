@@ -49,6 +49,7 @@ def test_exports_are_shown_with_the_worst_agreement_of_the_seeds():
 
 def test_what_the_runtime_computes_and_how_much_reads_codes_is_told():
     work = {"scope": "everything", "multiply_adds_share": 0.987, "bit_operations": 5000}
+    work |= {"peak_activation_bytes": 70}
     where = {"name": "conv.input", "share": 0.125}
     export = {"onnx_bytes": 9, "agreement": 100.0, "test_agreement": 97.5, "runtime_top1": 90.25}
     entry = {**metrics(0, 90.0), **work, "export": {**export, "first_difference": where}}
@@ -58,8 +59,20 @@ def test_what_the_runtime_computes_and_how_much_reads_codes_is_told():
     assert shown["onnx top-1"].tolist() == ["90.25", ""]
     assert shown["codes"].tolist() == ["everything, 99 %", "calls"]
     assert table["bit_operations"].tolist()[0] == 5000
+    assert table["peak_activation_bytes"].tolist()[0] == 70
+    assert "openvino agrees" not in shown
     (line,) = remarks(table)
     assert "other codes begin at conv.input (0.12 % of them)" in line
+
+
+def test_a_second_runtime_is_shown_where_there_is_one():
+    export = {"onnx_bytes": 9, "agreement": 100.0, "openvino_agreement": 99.5}
+    runs = [metrics(0, 90.0), metrics(1, 91.0), metrics(0, 80.0, bits="w3a3")]
+    exports = [export, {**export, "openvino_agreement": 98.5}, None]
+    entries = [{**run, "export": own} for run, own in zip(runs, exports, strict=True)]
+    assert readable(accuracy_table(entries))["openvino agrees"].tolist() == ["98.50", ""]
+    entries[0]["export"] = {**export, "openvino_test_agreement": 97.0}
+    assert readable(accuracy_table(entries))["openvino agrees"].tolist() == ["97.00", ""]
 
 
 def test_sizes_are_those_of_the_packed_files_where_there_are_any():

@@ -52,7 +52,7 @@ def already(made, monkeypatch):
 def test_at_most_the_images_that_are_asked_for_are_compared(made, already, tmp_path, monkeypatch):
     seen = []
 
-    def compared(path, model, batches, threads):
+    def compared(run, model, batches):
         seen.extend(images for images, _ in batches)
         return found(100.0)
 
@@ -102,6 +102,24 @@ def test_a_file_that_computes_something_else_is_not_written(made, already, tmp_p
     assert not list(tmp_path.iterdir())
     written(made, tmp_path, least_agreement=60.0)
     assert read_json(tmp_path / "export.json", "export")["agreement"] == 62.5
+
+
+def test_a_file_for_openvino_is_compared_there_too(made, already, tmp_path):
+    pytest.importorskip("openvino")
+    written(made, tmp_path, target="openvino", least_agreement=0.0)
+    record = read_json(tmp_path / "export.json", "export")
+    assert record["target"] == "openvino"
+    assert 0 <= record["openvino_agreement"] <= 100
+    assert record["openvino_test_agreement"] is None
+    assert "openvino" in record["versions"]
+    other = read_json(made / RUN / "export.json", "export")
+    assert (other["target"], other["openvino_agreement"]) == ("onnxruntime", None)
+
+
+def test_a_file_that_tensorrt_does_not_take_is_not_written(made, already, tmp_path):
+    with pytest.raises(ModelError, match=r"TensorRT does not take student\.onnx: .*UINT8"):
+        written(made, tmp_path, target="tensorrt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_student_of_another_teacher_is_refused(made, tmp_path):
@@ -200,9 +218,19 @@ def test_a_packed_file_that_cannot_be_a_student_is_refused_in_one_line(made, tmp
         assert error.count("\n") == 1
     (tmp_path / "cut").write_bytes((made / PACKED).read_bytes()[:-9])
     student = made / RUN / "student.safetensors"
-    for path, text in ((tmp_path / "cut", "is damaged"), (student, "is not a packed file")):
+    (tmp_path / "empty").write_bytes(b"")
+    for path, text in (
+        (tmp_path / "cut", "is damaged"),
+        (tmp_path / "empty", "empty"),
+        (student, "is not a packed file"),
+        (made / RUN / "student.onnx", "student.onnx"),
+        (tmp_path, str(tmp_path)),
+        (tmp_path / "none", "none"),
+    ):
         assert unpacked(made, tmp_path, path) == 2
-        assert text in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert text in error
+        assert error.count("\n") == 1
     assert not (tmp_path / "student.safetensors").exists()
 
 

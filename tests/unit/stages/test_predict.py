@@ -165,3 +165,78 @@ def test_what_is_no_image_is_told_in_one_line_and_nothing_is_printed(model, caps
     for name in ("half.png", "text.jpg", "floats.tif", "none.png", "."):
         error = error_of(capsys, model, good, name)
         assert f"{name} cannot be read as an image" in error
+
+
+ABOUT = {
+    **{"classes": 2, "names": ["a", "b"], "channels": 1, "image_size": 4},
+    **{"mean": [0.5], "std": [0.5], "resized_crop": 1.0, "interpolation": "bilinear"},
+}
+
+
+def small(operator="MatMul", opset=21, ir=10, domain="", input="images"):
+    """A model of one layer, as somebody else might have written it."""
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Flatten", [input], ["flat"]),
+            onnx.helper.make_node(operator, ["flat", "weight"], ["logits"], domain=domain),
+        ],
+        "graph",
+        [onnx.helper.make_tensor_value_info(input, kind, ["N", 1, 4, 4])],
+        [onnx.helper.make_tensor_value_info("logits", kind, ["N", 2])],
+        [onnx.numpy_helper.from_array(numpy.ones((16, 2), numpy.float32), "weight")],
+    )
+    known = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("other", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=known, ir_version=ir)
+    model.metadata_props.add(key="synq", value=json.dumps(ABOUT))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"opset": 99}, "is of a version of ONNX that ONNX Runtime"),
+        ({"ir": 99}, "is of a version of ONNX that ONNX Runtime"),
+        ({"operator": "Foo"}, "cannot be read as an ONNX model"),
+        ({"operator": "Foo", "domain": "other"}, "cannot be read as an ONNX model"),
+        ({"input": "x"}, "the model does not take"),
+    ],
+)
+def test_a_model_that_the_runtime_does_not_know_is_told(capsys, tmp_path, changes, text):
+    image, path = drawn(tmp_path / "a.png"), tmp_path / "m.onnx"
+    path.write_bytes(small())
+    assert predicted(capsys, path, image)
+    path.write_bytes(small(**changes))
+    error = error_of(capsys, path, image)
+    assert text in error
+    # Nothing of the runtime's own source.
+    assert "onnxruntime_src" not in error
+
+
+def test_a_file_that_ends_anywhere_or_has_a_wrong_bit_is_no_crash(capsys, tmp_path):
+    image, path, whole = drawn(tmp_path / "a.png"), tmp_path / "m.onnx", small()
+    for end in range(0, len(whole), 19):
+        path.write_bytes(whole[:end])
+        assert "m.onnx" in error_of(capsys, path, image)
+    generator = numpy.random.default_rng(0)
+    for _ in range(40):
+        content = bytearray(whole)
+        content[generator.integers(len(whole))] ^= 1 << generator.integers(8)
+        path.write_bytes(content)
+        # Of a bit of the weights nobody can know.
+        assert cli.main(["predict", str(path), image]) in (0, 2)
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == (0 if captured.out else 1)
+
+
+def test_images_of_any_size_and_kind_are_taken(capsys, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(small())
+    images = [drawn(tmp_path / f"{kind}.tif", kind) for kind in ("CMYK", "YCbCr", "RGBA", "LA")]
+    images += [
+        drawn(tmp_path / f"{w}x{h}.png", size=(w, h)) for w, h in ((1, 1), (1, 90), (300, 2))
+    ]
+    assert predicted(capsys, path, *images).count("%") == 2 * len(images)
+    lab = tmp_path / "lab.tif"
+    Image.new("LAB", (8, 8)).save(lab)
+    assert "lab.tif cannot be read as an image" in error_of(capsys, path, lab)
