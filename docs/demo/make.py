@@ -3,9 +3,9 @@
     npm ci --prefix docs/demo --ignore-scripts
     python docs/demo/make.py results
 
-The first line brings onnxruntime-web. The second writes ``build/index.html`` and what it needs beside
-it, of the results of the default. The page is opened from the disk or from any web server. A browser
-lets no page of a disk read other files, so that models and runtime are texts in a script.
+The first line brings onnxruntime-web. The second writes ``build/index.html`` and what it needs
+beside it, of the results of the default. The page is opened from the disk or from any web server. A
+browser lets no page of a disk read other files, so that models and runtime are texts in a script.
 """
 
 import argparse
