@@ -106,23 +106,22 @@ const show = ({ answer, cells }, probabilities) => {
 
 const sessions = [];
 let failed = false;
-let newest = 0; // of the images that were asked for
 const classify = async (values) => {
   if (failed) return;
-  const own = ++newest;
   const image = enlarged(values);
   paint(find("#seen"), image);
   const images = new ort.Tensor("float32", image.map((value) => (value - mean) / std), [1, 1, size, size]);
   const found = [];
   // One after the other: the runtime's memory is one.
   for (const session of sessions) found.push(softmax((await session.run({ images })).logits.data));
-  if (own !== newest) return;
   const classes = new Set(found.map((probabilities, place) => show(columns[place], probabilities)));
   find("#state").textContent = classes.size === 1 ? "All name the same class." : "They differ.";
 };
 // Images are classified in the order in which they were given.
 let last = Promise.resolve();
 const next = (values) => {
+  if (failed) return;
+  find("#state").textContent = "Computing.";
   last = last.then(() => classify(values)).catch((error) => { find("#state").textContent = String(error); });
 };
 
