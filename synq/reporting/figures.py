@@ -280,6 +280,7 @@ def errors_of_layers(kinds: Mapping[str, Mapping[str, float]]) -> Figure:
         values = [errors[name] for name in names]
         axes.plot(values, range(len(names)), label=kind, markersize=4)
     axes.set_yticks(range(0, len(names), step), names[::step], fontsize=7)
+    axes.margins(y=0.02)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("relative error")
@@ -325,8 +326,8 @@ def differences(means: Mapping[str, float], deviations: Mapping[str, float]) -> 
     """Points of each method above another one, with a standard deviation where it is known."""
     figure = Figure(figsize=(5.2, 0.9 + 0.3 * len(means)))
     axes = figure.subplots()
-    spread = numpy.nan_to_num([deviations[name] for name in means])
-    axes.barh(list(means), list(means.values()), xerr=spread, capsize=3, height=0.6)
+    spread = [deviations[name] for name in means]
+    axes.barh(list(means), list(means.values()), 0.6, xerr=spread, capsize=3, ecolor=INK)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

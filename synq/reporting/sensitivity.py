@@ -62,9 +62,10 @@ def sensitivity_figure(found: Mapping[str, Any]) -> "Figure":
         values = [layer[key] for layer in reversed(layers)]
         height = 0.8 if key == "divergence" else 0.35
         axes.barh(names, values, height, label=label)
-    axes.set_xlabel(f"KL divergence from the network's own answers, {found['bits']}, in nats")
+    axes.set_xlabel(f"KL divergence from the network's answers at {found['bits']} [nats]")
     axes.set_title(f"{found['model']}: each layer alone", loc="left")
     axes.tick_params(labelsize=7)
+    axes.xaxis.label.set_size(8)
     axes.margins(y=0.01)
     axes.legend()
     return figure
