@@ -58,14 +58,14 @@ def sensitivity_figure(found: Mapping[str, Any]) -> "Figure":
     figure = Figure(figsize=(5.2, 0.9 + 0.17 * len(layers)), layout="constrained")
     axes = figure.subplots()
     names = [layer["layer"] for layer in reversed(layers)]
-    for key, label in (("divergence", "weight and input"), ("weight_divergence", "weight")):
+    for key, part in (("divergence", "weight and input"), ("weight_divergence", "weight")):
         values = [layer[key] for layer in reversed(layers)]
         height = 0.8 if key == "divergence" else 0.35
-        axes.barh(names, values, height, label=label)
-    axes.set_xlabel(f"KL divergence from the network's answers at {found['bits']} [nats]")
+        axes.barh(names, values, height, label=part)
+    label = f"KL divergence from the network's answers at {found['bits']} [nats]"
+    axes.set_xlabel(label, fontsize=8)
     axes.set_title(f"{found['model']}: each layer alone", loc="left")
     axes.tick_params(labelsize=7)
-    axes.xaxis.label.set_size(8)
     axes.margins(y=0.01)
     axes.legend()
     return figure
