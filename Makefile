@@ -1,4 +1,4 @@
-.PHONY: setup format check test bench
+.PHONY: setup format check test bench demo
 
 setup:
 	python -m pip install -e '.[dev]'
@@ -20,3 +20,8 @@ test:
 
 bench:
 	python -m benchmarks
+
+# What the browser demo needs, and the page, of the results of the default.
+demo:
+	npm ci --prefix docs/demo --ignore-scripts --no-audit --no-fund
+	python docs/demo/make.py results

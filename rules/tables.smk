@@ -93,6 +93,8 @@ rule page:
         metrics=RUN_METRICS,
         exports=EXPORTS,
         verdict=at(layout.VERDICT),
+        # The ablation's differences are a figure, where there is such a table.
+        ablation=tables("ablation", "csv") if "ablation" in TABLES else [],
         shards=ancient(SHARDS),
     output:
         page=report(

@@ -38,6 +38,19 @@ def per_class(counts: Tensor) -> dict[str, list[int]]:
     return {"images": counts.sum(1).tolist(), "right": counts.diagonal().tolist()}
 
 
+def confused(counts: Tensor) -> dict[str, dict[str, int]]:
+    """How many images of a class have another class's largest logit, where any have.
+
+    ``{"3": {"5": 2}}``: two images of class 3 are taken for 5. Of many classes most pairs never
+    occur.
+    """
+    wrong = counts - torch.diag(counts.diagonal())
+    found: dict[str, dict[str, int]] = {}
+    for label, taken in wrong.nonzero().tolist():
+        found.setdefault(str(label), {})[str(taken)] = int(wrong[label, taken])
+    return found
+
+
 def doubt(counts: Tensor) -> str:
     """Why this test set does not seem to be the network's own, or nothing."""
     classes = len(counts)

@@ -9,7 +9,10 @@ from typing import Any
 import numpy
 from matplotlib.figure import Figure
 
+from synq.data.spectrum import radial_amplitude
 from synq.reporting import figures
+from synq.reporting.layers import Errors
+from synq.reporting.sensitivity import MOST_LAYERS, sensitivity_figure
 
 STAGES = {
     "synthesis": "images",
@@ -90,27 +93,35 @@ def of_images(
     names: Sequence[str],
     *,
     real: bool,
+    measured: Mapping[str, Sequence[float]] | None = None,
 ) -> Iterator[Drawn]:
     """One image of each class of a run's set, and the spectrum of them all, filtered and not.
 
-    ``images`` are ``[K, C, H, W]`` in [0, 1].
+    ``images`` are ``[K, C, H, W]`` in [0, 1]. ``measured`` is the spectrum of test images, as
+    metrics.json of the network has it.
     """
     model, image_set = run["model"], run["image_set"]
     kind = "real" if real else "synthetic"
     rows = {kind: images}
-    curves = {kind: figures.radial_amplitude(images)}
+    curves = {kind: radial_amplitude(images)}
     text = f"{'Real' if real else 'Synthetic'} images of the set {image_set}, a class a column"
     if filtered is not None:
-        rows["filtered"], curves["filtered"] = filtered, figures.radial_amplitude(filtered)
+        rows["filtered"], curves["filtered"] = filtered, radial_amplitude(filtered)
         sigma = run["settings"]["finetune"]["lowpass_sigma"]
         text += f", and as {run['method']} trains on them: filtered by a blur of {sigma:g} px"
     noise = numpy.random.default_rng(0).standard_normal(images.shape) * images.std()
-    curves["noise"] = figures.radial_amplitude(noise)
+    curves["noise"] = radial_amplitude(noise)
+    beside = "white noise of the same deviation"
+    if measured:
+        curves["test images"] = (
+            numpy.array(measured["frequencies"]),
+            numpy.array(measured["amplitudes"]),
+        )
+        beside += " and the test images, which only the evaluation has seen"
     yield Drawn(
         f"spectra-{model}-{image_set}",
         f"{model}: spectra of {kind} images",
-        f"Mean amplitude of these images by frequency, beside white noise of the same "
-        f"deviation; set {image_set}.",
+        f"Mean amplitude of these images by frequency, beside {beside}; set {image_set}.",
         figures.spectra(curves),
     )
     yield Drawn(
@@ -140,6 +151,108 @@ def of_attention(
         figures.picture_rows(rows, names),
         wide=True,
     )
+
+
+def of_difficulty(run: Mapping[str, Any], values: numpy.ndarray) -> Drawn:
+    """How difficult the images of a run's set are to the network, ``[N]`` in [0, 1]."""
+    settings = run["settings"]["finetune"]
+    threshold = settings["difficulty_threshold"]
+    used = settings["hard_labels"] == "easy" and settings["ce_weight"] > 0
+    role = (
+        "those under it are taught by their label too"
+        if used
+        else "it plays no part, since difficulty does not change how an image is taught"
+    )
+    return Drawn(
+        "difficulty-{model}-{image_set}".format(**run),
+        "{model}: difficulty of the images".format(**run),
+        f"Of the {len(values)} images as they were made, set {run['image_set']}, seed "
+        f"{run['seed']}. The threshold of {run['method']} is {threshold:g}; {role}.",
+        figures.difficulties(values, threshold),
+    )
+
+
+def of_layers(run: Mapping[str, Any], errors: Mapping[str, Errors]) -> Iterator[Drawn]:
+    """How far weights and activations of a run's students are from the network's, by layer."""
+    title = "{model}: error of {bits} by {method}".format(**run)
+    for kind, text, more in (
+        ("weights", "weight", " The training moves weights, so that theirs may grow."),
+        ("activations", "activation, on one image of each class,", ""),
+    ):
+        found = {name: getattr(own, kind) for name, own in errors.items()}
+        if not any(found.values()):
+            continue
+        yield Drawn(
+            f"{kind}-{run['model']}-{run['image_set']}",
+            f"{title}, {kind}",
+            f"Squared error of each rounded {text} in units of its square in full precision, "
+            f"before and after the training, of the student of seed {run['seed']}.{more}",
+            figures.errors_of_layers(found),
+        )
+
+
+def of_sensitivity(found: Mapping[str, Any]) -> Drawn:
+    """What each layer alone costs, of the contents of a file of ``synq sensitivity``."""
+    shown, count = min(len(found["layers"]), MOST_LAYERS), len(found["layers"])
+    which = "all" if shown == count else f"the {shown} most sensitive of"
+    return Drawn(
+        "sensitivity-{model}-{bits}-{method}-seed{seed}".format(**found),
+        "{model}: sensitivity at {bits} by {method}".format(**found),
+        f"Divergence of the answers with one layer quantized and all else in full precision, "
+        f"{which} {count} layers, on {found['images']} images of {found['image_set']}, seed "
+        f"{found['seed']}.",
+        figures.styled(sensitivity_figure)(found),
+    )
+
+
+def of_ablation(rows: Sequence[Mapping[str, Any]]) -> Iterator[Drawn]:
+    """Each method's difference to the full one; rows are those of tables/ablation.csv."""
+    for model, bits in dict.fromkeys((row["model"], row["bits"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["bits"]) == (model, bits)]
+        full = own[0]["compared_with"]
+        others = [row for row in own if row["method"] != full]
+        if not others:
+            continue
+        yield Drawn(
+            f"ablation-{model}-{bits}",
+            f"{model}: {bits} without parts of {full}",
+            f"What the shipped student of each method has above that of {full}, seed by seed; "
+            "the bars' ends are one standard deviation, where there are several seeds.",
+            figures.differences(
+                {row["method"]: row["selected_difference_mean"] for row in others},
+                {row["method"]: row["selected_difference_std"] for row in others},
+            ),
+        )
+
+
+def of_confusion(
+    runs: Sequence[Mapping[str, Any]], before: Mapping[str, Mapping[str, int]]
+) -> Iterator[Drawn]:
+    """What is mistaken for what more often than in full precision, per width and method.
+
+    ``before`` is ``confusion`` of the network's metrics.json. Runs without theirs are left out.
+    """
+    known = [run for run in runs if run.get("confusion") is not None and run.get("per_class")]
+    for (bits, method), group in _groups(known).items():
+        model, classes = group[0]["model"], len(group[0]["per_class"]["images"])
+        after = [_counts(run["confusion"], classes) for run in group]
+        difference = numpy.mean(after, axis=0) - _counts(before, classes)
+        seeds = f", mean of {len(group)} seeds" if len(group) > 1 else ""
+        yield Drawn(
+            f"confusion-{model}-{bits}-{method}",
+            f"{model}: what {bits} by {method} confuses",
+            f"Images more (or fewer) than in full precision that are taken for another class, of "
+            f"{group[0]['test_images']}{seeds}.",
+            figures.confusions(difference, [str(number) for number in range(classes)]),
+        )
+
+
+def _counts(confusion: Mapping[str, Mapping[str, int]], classes: int) -> numpy.ndarray:
+    counts = numpy.zeros((classes, classes))
+    for label, row in confusion.items():
+        for taken, count in row.items():
+            counts[int(label), int(taken)] = count
+    return counts
 
 
 def _drawable(images: numpy.ndarray) -> numpy.ndarray:

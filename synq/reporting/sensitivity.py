@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Bars of more layers than this have no names that anybody could read.
 MOST_LAYERS = 60
@@ -46,25 +49,32 @@ def _remark(found: Mapping[str, Any]) -> str:
     )
 
 
-def draw_sensitivity(found: Mapping[str, Any], path: Path) -> None:
-    """A bar a layer, as SVG."""
+def sensitivity_figure(found: Mapping[str, Any]) -> "Figure":
+    """A bar a layer, of those that are most sensitive, as a figure of matplotlib."""
     # The measuring stage, which imports this module too, draws nothing.
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     layers = found["layers"][:MOST_LAYERS]
+    figure = Figure(figsize=(5.2, 0.9 + 0.17 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    names = [layer["layer"] for layer in reversed(layers)]
+    for key, part in (("divergence", "weight and input"), ("weight_divergence", "weight")):
+        values = [layer[key] for layer in reversed(layers)]
+        height = 0.8 if key == "divergence" else 0.35
+        axes.barh(names, values, height, label=part)
+    label = f"KL divergence from the network's answers at {found['bits']} [nats]"
+    axes.set_xlabel(label, fontsize=8)
+    axes.set_title(f"{found['model']}: each layer alone", loc="left")
+    axes.tick_params(labelsize=7)
+    axes.margins(y=0.01)
+    axes.legend()
+    return figure
+
+
+def draw_sensitivity(found: Mapping[str, Any], path: Path) -> None:
+    """The same as an SVG file."""
+    import matplotlib as mpl
+
     # The same bytes for the same numbers.
     with mpl.rc_context({"svg.hashsalt": "synq", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(8, 1.2 + 0.22 * len(layers)), layout="constrained")
-        axes = figure.subplots()
-        names = [layer["layer"] for layer in reversed(layers)]
-        for key, label in (("divergence", "weight and input"), ("weight_divergence", "weight")):
-            values = [layer[key] for layer in reversed(layers)]
-            height = 0.8 if key == "divergence" else 0.35
-            axes.barh(names, values, height, label=label)
-        axes.set_xlabel(f"KL divergence from the network's own answers, {found['bits']}, in nats")
-        axes.set_title(f"{found['model']}: each layer alone", loc="left")
-        axes.tick_params(labelsize=7)
-        axes.margins(y=0.01)
-        axes.legend()
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        sensitivity_figure(found).savefig(path, format="svg", metadata={"Date": None})

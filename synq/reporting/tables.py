@@ -160,6 +160,7 @@ def ablation_table(metrics: Sequence[dict[str, Any]], full: str) -> pandas.DataF
     for name in differences:
         table[f"{name}_mean"] = groups[name].mean()
         table[f"{name}_std"] = groups[name].std()
+    table["compared_with"] = full
     return table.reset_index()
 
 

@@ -21,7 +21,7 @@ from synq.quantization.convert import weight_quantizers
 from synq.quantization.dataflow import work_of
 from synq.quantization.quantizers import Recipe
 from synq.quantization.student import check_teacher, recipe_of, student_of
-from synq.reporting.accuracy import per_class, top1
+from synq.reporting.accuracy import confused, per_class, top1
 from synq.runtime.process import prepare, versions
 from synq.stages.evaluate_teacher import predictions
 from synq.stages.real_images import test_images
@@ -72,11 +72,14 @@ def evaluate_run(
     student.to(next(network.model.parameters()).device)
     accuracies: dict[int, float] = {}
     classes: dict[int, dict[str, list[int]]] = {}
+    mistakes: dict[str, dict[str, int]] = {}
     for epochs in _groups(students.epochs, student):
         models = [_loaded(student, students.student(epoch)) for epoch in epochs]
         counts = predictions(models, network, images, settings)
         accuracies |= {epoch: top1(own) for epoch, own in zip(epochs, counts, strict=True)}
         classes |= {epoch: per_class(own) for epoch, own in zip(epochs, counts, strict=True)}
+        if record["selected"] in epochs:
+            mistakes = confused(counts[epochs.index(record["selected"])])
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
     def of(epoch: int) -> dict[str, float]:
@@ -106,6 +109,7 @@ def evaluate_run(
             "calibrated": classes[0]["right"],
             "selected": classes[record["selected"]]["right"],
         },
+        "confusion": mistakes,
         "weight_bytes": record["weight_bytes"],
         "widths": record.get("widths"),
         "scope": recipe.scope,

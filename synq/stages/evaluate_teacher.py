@@ -11,12 +11,15 @@ import torch
 from synq.config.evaluation import Evaluation
 from synq.config.images import TestSet
 from synq.data.datasets import Images
+from synq.data.spectrum import radial_amplitude
 from synq.io.artifacts import write_json
 from synq.models.teacher import Teacher, read_teacher, stored_bytes
-from synq.reporting.accuracy import confusion, doubt, per_class, top1
+from synq.reporting.accuracy import confused, confusion, doubt, per_class, top1
 from synq.runtime.process import prepare, versions
 from synq.runtime.progress import progress
 from synq.stages.real_images import test_images
+
+SPECTRUM_IMAGES = 64
 
 
 def evaluate_teacher(
@@ -25,11 +28,13 @@ def evaluate_teacher(
     """Write the full-precision accuracy and size; without a test set the size alone."""
     network = read_teacher(teacher, prepare(device, threads))
     accuracy, warning, count, classes = None, "", 0, None
+    mistakes, spectrum = None, None
     if test.dataset != "none":
         images = test_images(network, test)
         (counts,) = predictions([network.model], network, images, settings)
         accuracy, warning, count = top1(counts), doubt(counts), len(images)
-        classes = per_class(counts)
+        classes, mistakes = per_class(counts), confused(counts)
+        spectrum = _spectrum(images)
     write_json(
         output,
         "teacher metrics",
@@ -40,6 +45,8 @@ def evaluate_teacher(
             "warning": warning,
             "test_images": count,
             "per_class": classes,
+            "confusion": mistakes,
+            "spectrum": spectrum,
             "weight_bytes": stored_bytes(network.model),
             "versions": versions(),
         },
@@ -48,6 +55,14 @@ def evaluate_teacher(
     print(f"{network.name}: {shown}")
     if warning:
         print(f"warning: {warning}")
+
+
+def _spectrum(images: Images) -> dict[str, list[float]]:
+    """Mean amplitude of some images, evenly spread, by frequency [cycles per pixel]."""
+    count = min(len(images), SPECTRUM_IMAGES)
+    rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    frequencies, amplitudes = radial_amplitude(images.read(rows).numpy())
+    return {"frequencies": frequencies.tolist(), "amplitudes": amplitudes.tolist()}
 
 
 def predictions(

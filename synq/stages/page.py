@@ -3,12 +3,14 @@
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
+import pandas
 import torch
+from torch import nn
 
 from synq.config import layout
 from synq.config.plan import shard_classes
@@ -23,6 +25,7 @@ from synq.models.teacher import read_teacher
 from synq.quantization.student import check_teacher, recipe_of, student_of
 from synq.reporting import figures, gallery
 from synq.reporting.attention import maps
+from synq.reporting.layers import errors
 from synq.reporting.page import Run, Shown, render
 
 PICTURES = 10  # classes of which an image is shown
@@ -202,22 +205,74 @@ def _overall(
     if not measured:
         return
     yield from gallery.overall(measured, verdict["real"])
+    yield from gallery.of_ablation(_ablation(results))
+    models = dict.fromkeys(run["model"] for run in measured)
+    references = {model: _reference(results, model) for model in models}
+    for model, reference in references.items():
+        # Without a test set the network is right by definition.
+        if reference.get("confusion") is not None or reference.get("top1", 0) is None:
+            own = [run for run in measured[:DRAWN] if run["model"] == model]
+            yield from gallery.of_confusion(own, reference.get("confusion") or {})
+    yield from _sensitivities(results, models, missing)
     # The last run of each set has the fewest bits, as people write a grid.
     sets = {(run["model"], run["image_set"]): run for run in measured}
     for (model, image_set), run in sets.items():
         try:
             pictures = _pictures(results, run)
-            yield from _of_images(run, pictures, real=image_set in verdict["real"])
-            yield from _attention(results, run, pictures)
+            yield from _of_images(
+                run,
+                pictures,
+                real=image_set in verdict["real"],
+                measured=references[model].get("spectrum"),
+            )
+            yield gallery.of_difficulty(run, pictures.difficulty)
+            yield from _of_networks(results, run, pictures)
         except UserError as error:
             missing.append(f"images of {model}, {image_set}: {error}")
 
 
+def _reference(results: Path, model: str) -> Mapping[str, Any]:
+    """What was measured of the network; empty where that is not there, or of another version.
+
+    What a page cannot do without is in the metrics of the runs.
+    """
+    try:
+        return read_json(results / layout.TEACHER_METRICS.format(model=model), "teacher metrics")
+    except ArtifactError:
+        return {}
+
+
+def _ablation(results: Path) -> list[dict[str, Any]]:
+    """The rows of the ablation table, where there is one."""
+    path = results / layout.TABLE.format(table="ablation", suffix="csv")
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = pandas.read_csv(path).to_dict("records")
+    # That of an older program does not say which method the others are compared with.
+    return [row for row in rows if "compared_with" in row]
+
+
+def _sensitivities(
+    results: Path, models: Collection[str], missing: list[str]
+) -> Iterator[gallery.Drawn]:
+    """What each layer alone costs, wherever that was measured."""
+    for path, names in layout.found(results, f"{layout.SENSITIVITY}.json"):
+        if names["model"] in models:
+            try:
+                yield gallery.of_sensitivity(read_json(path, "sensitivity"))
+            except ArtifactError as error:
+                missing.append(f"the sensitivity: {error}")
+
+
 class Pictures(NamedTuple):
-    """Images ``[K, C, H, W]`` as a network takes them, their classes, and how to show them."""
+    """Images ``[K, C, H, W]`` as a network takes them, their classes, and how to show them.
+
+    ``difficulty`` is that of all images of the set, ``[N]``.
+    """
 
     images: torch.Tensor
     labels: list[int]
+    difficulty: numpy.ndarray
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -231,27 +286,32 @@ class Pictures(NamedTuple):
 
 
 def _pictures(results: Path, run: Mapping[str, Any]) -> Pictures:
-    """The first image of each of the first classes."""
+    """The first image of each of the first classes, and how difficult all are."""
     paths = [results / layout.SHARD.format(**{**run, "shard": name}) for name in run["shards"]]
     images: dict[int, torch.Tensor] = {}
+    confidences = []
     for path in paths:
-        if len(images) == PICTURES:
-            break
         with open_shard(path, run["teacher_sha256"]) as file, refusing(path, REMEDY):
             mean, std = (
                 torch.tensor(file.attrs[key], dtype=torch.float32)[:, None, None]
                 for key in ("mean", "std")
             )
             labels = file["labels"][:]
+            confidences.append(file["confidence"][:])
             for label in shard_classes(path.stem)[: PICTURES - len(images)]:
                 (own,) = numpy.nonzero(labels == label)
                 if len(own):
                     images[label] = torch.from_numpy(file["images"][own[0]]).float()
-    return Pictures(torch.stack(list(images.values())), list(images), mean, std)
+    difficulty = 1 - numpy.concatenate(confidences)
+    return Pictures(torch.stack(list(images.values())), list(images), difficulty, mean, std)
 
 
 def _of_images(
-    run: Mapping[str, Any], pictures: Pictures, *, real: bool
+    run: Mapping[str, Any],
+    pictures: Pictures,
+    *,
+    real: bool,
+    measured: Mapping[str, Sequence[float]] | None,
 ) -> Iterable[gallery.Drawn]:
     """The images, and filtered as the run's training was shown them."""
     images = pictures.images
@@ -267,28 +327,32 @@ def _of_images(
         filtered,
         pictures.names,
         real=real,
+        measured=measured,
     )
 
 
-def _attention(
+def _of_networks(
     results: Path, run: Mapping[str, Any], pictures: Pictures
 ) -> Iterator[gallery.Drawn]:
     """Where the network looks, and the run's student before and after its training.
 
-    Nothing where the network has no convolution that a map could be of.
+    And how far their layers are from the network's. No maps where the network has no convolution
+    that one could be of.
     """
     inspection = read_json(results / layout.INSPECTION.format(**run), "inspection")
-    layer = inspection["cam_layer"]
-    if layer is None:
-        return
     network = read_teacher(results / layout.TEACHER.format(**run), torch.device("cpu"))
     students = Students(results / layout.SNAPSHOTS.format(**run))
     check_teacher(students.record, network, students.path)
-    models = {"original": network.model}
+    own: dict[str, nn.Module] = {}
     for label, key in (("calibrated", "calibrated"), ("shipped", "selected")):
         student = student_of(network, recipe_of(students.record, students.path))
         student.load_state_dict(students.student(run[key]["epoch"]))
-        models[label] = student
+        own[label] = student
+    yield from gallery.of_layers(run, errors(network.model, own, pictures.images))
+    layer = inspection["cam_layer"]
+    if layer is None:
+        return
+    models = {"original": network.model, **own}
     try:
         found = maps(models, layer, pictures.images, torch.tensor(pictures.labels))
     except RuntimeError as error:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from synq.reporting.accuracy import confusion, doubt, top1
+from synq.reporting.accuracy import confused, confusion, doubt, top1
 
 
 def test_confusion_counts_labels_by_answers_over_all_batches():
@@ -35,3 +35,9 @@ def test_another_order_of_the_classes_is_recognised():
     counts = torch.eye(10, dtype=torch.long).roll(1, 0) * 9 + torch.eye(10, dtype=torch.long)
     text = doubt(counts)
     assert "90.0 % with the classes in another order" in text
+
+
+def test_what_is_taken_for_another_class_is_counted_and_nothing_else():
+    counts = torch.tensor([[5, 0, 0], [0, 4, 2], [1, 0, 7]])
+    assert confused(counts) == {"1": {"2": 2}, "2": {"0": 1}}
+    assert confused(torch.eye(3, dtype=torch.long)) == {}

@@ -1,13 +1,25 @@
 """Figures of made numbers: what is drawn is what was given."""
 
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy
 import pytest
 
+from synq.data.spectrum import radial_amplitude
 from synq.reporting import figures
-from synq.reporting.gallery import losses, of_attention, of_images, of_run, overall
+from synq.reporting.gallery import (
+    losses,
+    of_ablation,
+    of_attention,
+    of_confusion,
+    of_difficulty,
+    of_images,
+    of_run,
+    of_sensitivity,
+    overall,
+)
 
 
 def texts(figure):
@@ -47,7 +59,7 @@ def test_the_front_has_what_nothing_beats():
 def test_the_amplitude_of_a_wave_is_at_its_frequency():
     wave = numpy.cos(2 * numpy.pi * 4 * numpy.arange(16) / 16)
     images = numpy.broadcast_to(wave, (2, 1, 16, 16)) + 7
-    frequencies, amplitudes = figures.radial_amplitude(images)
+    frequencies, amplitudes = radial_amplitude(images)
     assert frequencies[amplitudes.argmax()] == pytest.approx(4 / 16)
     others = numpy.delete(amplitudes, amplitudes.argmax())
     assert others == pytest.approx(numpy.zeros(len(others)))
@@ -57,9 +69,11 @@ def test_the_amplitude_of_a_wave_is_at_its_frequency():
 def test_images_are_a_row_a_kind_and_a_column_a_class():
     images = numpy.random.default_rng(0).random((3, 1, 4, 4))
     figure = figures.picture_rows({"synthetic": images, "filtered": images / 2}, ["a", "b", "c"])
-    assert len(figure.axes) == 6
-    drawn = figure.axes[4].images[0].get_array()
-    assert numpy.asarray(drawn) == pytest.approx(images[1, 0] / 2)
+    (axes,) = figure.axes
+    drawn = numpy.asarray(axes.images[0].get_array())
+    # The second row and column begin behind four pixels and a gap, which is transparent.
+    assert drawn[5:9, 5:9, 0] == pytest.approx(images[1, 0] / 2)
+    assert (drawn[..., 3] == 0).sum() == 9 * 14 - 6 * 16
     assert {"synthetic", "filtered", "a", "b", "c"} <= set(texts(figure))
 
 
@@ -158,3 +172,76 @@ def test_images_that_are_not_filtered_are_not_said_to_be(real):
     assert "filtered" not in pictures.caption
     assert pictures.caption.startswith("Real" if real else "Synthetic")
     assert "filtered" not in texts(spectrum.figure)
+
+
+def test_difficulties_are_counted_beside_their_threshold():
+    figure = figures.difficulties(numpy.array([0.01, 0.02, 0.62]), 0.3)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert (heights[0], heights[12], sum(heights)) == (2, 1, 3)
+    assert "threshold 0.3" in texts(figure)
+
+
+def test_errors_stand_in_the_order_of_the_network_with_the_names_of_its_layers():
+    errors = {"calibrated": {"first": 0.2, "last": 0.4}, "shipped": {"first": 0.1, "last": 0.0}}
+    figure = figures.errors_of_layers(errors)
+    lines = {line.get_label(): line.get_xdata().tolist() for line in figure.axes[0].lines}
+    assert lines == {"calibrated": [0.2, 0.4], "shipped": [0.1, 0.0]}
+    assert {"first", "last"} <= set(texts(figure))
+    many = {f"layer{number}": 0.1 for number in range(500)}
+    assert len(figures.errors_of_layers({"shipped": many}).axes[0].get_yticks()) <= 60
+
+
+def test_confusions_are_a_square_of_few_classes_and_the_largest_pairs_of_many():
+    few = numpy.array([[5.0, 2.0], [-1.0, 0.0]])
+    figure = figures.confusions(few, ["a", "b"])
+    assert numpy.asarray(figure.axes[0].images[0].get_array()).tolist() == [[0, 2], [-1, 0]]
+    assert {"+2.0", "-1.0"} <= set(texts(figure))
+    many = numpy.zeros((50, 50))
+    many[7, 3], many[3, 3] = 4, 9
+    figure = figures.confusions(many, [str(number) for number in range(50)])
+    assert texts(figure).count("7 as 3") == 1
+    assert len(figure.axes[0].patches) <= figures.LABELLED
+
+
+def test_a_confusion_is_the_mean_over_the_seeds_less_that_of_full_precision():
+    counted = [{"0": {"1": 3}}, {"0": {"1": 1}, "1": {"0": 1}}]
+    per_class = {"images": [5, 5]}
+    runs = [
+        {**run(seed), "confusion": own, "per_class": per_class, "test_images": 10}
+        for seed, own in enumerate(counted)
+    ]
+    (drawn,) = of_confusion([*runs, run(2)], {"0": {"1": 1}})
+    found = numpy.asarray(drawn.figure.axes[0].images[0].get_array())
+    assert found.tolist() == [[0, 1], [0.5, 0]]
+    assert "mean of 2 seeds" in drawn.caption
+
+
+@pytest.mark.parametrize(("labels", "weight"), [("easy", 1.0), ("easy", 0.0), ("all", 1.0)])
+def test_a_threshold_that_plays_no_part_is_said_to_play_none(labels, weight):
+    settings = {"difficulty_threshold": 0.5, "hard_labels": labels, "ce_weight": weight}
+    drawn = of_difficulty({**run(0), "settings": {"finetune": settings}}, numpy.zeros(3))
+    assert ("plays no part" in drawn.caption) == ((labels, weight) != ("easy", 1.0))
+
+
+def test_an_ablation_is_drawn_against_the_method_that_the_table_names():
+    common = {"model": "net", "bits": "w4a4", "compared_with": "synq"}
+    rows = [
+        {**common, "method": name, "selected_difference_mean": mean, "selected_difference_std": std}
+        for name, mean, std in [("none", 0.0, math.nan), ("synq", 0.0, 0.0), ("cam", -2.0, 1.0)]
+    ]
+    (drawn,) = of_ablation(rows)
+    assert [bar.get_width() for bar in drawn.figure.axes[0].patches] == [0, -2]
+    assert "without parts of synq" in drawn.title
+    assert list(of_ablation(rows[1:2])) == []
+
+
+def test_a_sensitivity_says_how_many_layers_it_shows():
+    layer = {"divergence": 0.2, "weight_divergence": 0.1}
+    found = {
+        **{"model": "net", "bits": "w2a2", "method": "synq", "seed": 0, "image_set": "hard"},
+        "images": 8,
+        "layers": [{"layer": f"layer{number}", **layer} for number in range(70)],
+    }
+    drawn = of_sensitivity(found)
+    assert "the 60 most sensitive of 70 layers" in drawn.caption
+    assert "layer59" in texts(drawn.figure)

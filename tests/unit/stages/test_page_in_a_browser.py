@@ -1,23 +1,14 @@
-"""The page of all results in Chromium: from a file, without a network.
+"""The page of all results in Chromium: from a file, without a network; skipped where none is."""
 
-Skipped where there is no Chromium or no Playwright: ``apt install chromium`` and
-``pip install -e '.[browser]'``. ``SYNQ_CHROMIUM`` names another one.
-"""
-
-import os
 import shutil
 
 import pytest
+from browsers import browser, playwright
 from small_results import RUN, another, planned, tabulated
 
 from synq import cli
 
-CHROMIUM = os.environ.get("SYNQ_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-if CHROMIUM is None:
-    pytest.skip("there is no Chromium on this machine", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+__all__ = ["browser"]  # a fixture
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("small results")]
 
@@ -35,15 +26,6 @@ def address(made, tmp_path_factory):
     planned(root, *runs, "runs/net/w3a3/synq/seed0")
     assert cli.main(["page", str(root)]) == 0
     return f"file://{root}/index.html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        # As root, in a container, Chromium cannot put its pages into a sandbox of their own.
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

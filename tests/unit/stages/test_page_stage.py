@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from small_results import RUN, SHARDS, another, planned, tabulated
@@ -11,6 +12,7 @@ from small_results import RUN, SHARDS, another, planned, tabulated
 from synq import cli
 from synq.io.artifacts import read_json, write_json
 from synq.reporting.page import Run, render
+from synq.stages.tables import write_ablation
 
 pytestmark = pytest.mark.xdist_group("small results")  # which one process makes, once
 
@@ -103,6 +105,50 @@ def test_figures_are_files_too_and_those_of_gone_runs_are_removed(results):
     names = {path.name for path in (results / "figures").iterdir()}
     assert "old.svg" not in names
     assert {"accuracy-net.svg", "images-net-hard.svg", "spectra-net-hard.svg"} <= names
+
+
+def test_what_layers_cost_and_what_parts_are_worth_is_shown_where_it_was_measured(results):
+    layers = [{"layer": "one", "divergence": 0.2, "weight_divergence": 0.1}]
+    about = {"model": "net", "bits": "w4a4", "method": "synq", "seed": 0, "image_set": "hard"}
+    place = results / "models/net/sensitivity/w4a4/synq"
+    place.mkdir(parents=True)
+    write_json(place / "seed0.json", "sensitivity", {**about, "images": 8, "layers": layers})
+    (place / "seed1.json").write_text("?")
+    run = another(results, "w2a2", top1=9.0)
+    metrics = [f"{name}/metrics.json" for name in (RUN, run)]
+    for name, method in ((RUN, "synq"), (run, "none")):
+        path = results / name / "metrics.json"
+        content = read_json(path, "metrics") | {"bits": "w4a4", "method": method}
+        write_json(path, "metrics", content)
+    write_ablation(
+        metrics=[Path(name) for name in metrics],
+        run_folder=results,
+        full="synq",
+        output=results / "tables/ablation.md",
+    )
+    page = paged(results)
+    assert "sensitivity/w4a4/synq/seed1.json" in missing(page)
+    names = {path.name for path in (results / "figures").iterdir()}
+    assert {"sensitivity-net-w4a4-synq-seed0.svg", "ablation-net-w4a4.svg"} <= names
+
+
+def test_what_was_measured_by_an_older_program_lacks_its_figures_and_nothing_else(results):
+    names = {path.name for path in figures_of(results)}
+    assert {"confusion-net-w4a4-synq.svg", "difficulty-net-hard.svg"} <= names
+    assert {"weights-net-hard.svg", "activations-net-hard.svg"} <= names
+    reference = results / "models/net/metrics.json"
+    metrics = read_json(reference, "teacher metrics")
+    assert "test images" in (results / "figures/spectra-net-hard.svg").read_text("utf-8")
+    for key in ("confusion", "spectrum"):
+        del metrics[key]
+    write_json(reference, "teacher metrics", metrics)
+    assert names - {path.name for path in figures_of(results)} == {"confusion-net-w4a4-synq.svg"}
+    assert "test images" not in (results / "figures/spectra-net-hard.svg").read_text("utf-8")
+
+
+def figures_of(results):
+    assert missing(paged(results)) == ""
+    return (results / "figures").iterdir()
 
 
 def test_what_is_not_there_or_no_results_is_bad_usage(tmp_path, capsys):
