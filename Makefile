@@ -1,4 +1,4 @@
-.PHONY: setup format check test bench
+.PHONY: setup format check test bench site
 
 setup:
 	python -m pip install -e '.[dev]'
@@ -14,9 +14,14 @@ check:
 	snakefmt --check .
 	mypy
 	snakemake --lint
+	$(MAKE) site
 
 test:
 	pytest
+
+# The banner of MkDocs' theme is about a future version.
+site:
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 bench:
 	python -m benchmarks
