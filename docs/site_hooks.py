@@ -64,7 +64,9 @@ COMMANDS = {
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The decisions join the navigation by their numbers."""
     pages = sorted((ROOT / "docs/decisions").glob("*.md"))
-    config.nav[-1]["Decisions"] = [f"decisions/{path.name}" for path in pages]
+    for section in (entry for part in config.nav for entries in part.values() for entry in entries):
+        if "Decisions" in section:
+            section["Decisions"] = [f"decisions/{path.name}" for path in pages]
     return config
 
 
