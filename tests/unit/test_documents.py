@@ -216,3 +216,17 @@ def test_every_link_leads_to_a_file_and_its_heading(page: str, link: str) -> Non
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+
+
+def test_the_changelog_has_the_form_that_it_names() -> None:
+    """Keep a Changelog 1.1.0: the unreleased first, versions with dates, the six kinds of change."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    versions = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert versions[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", one) for one in versions[1:])
+    kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    for part in re.split(r"^## .+$", text, flags=re.MULTILINE)[1:]:
+        found = re.findall(r"^### (.+)$", part, re.MULTILINE)
+        assert found
+        assert len(found) == len(set(found))
+        assert set(found) <= set(kinds)
