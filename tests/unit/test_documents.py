@@ -219,7 +219,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_changelog_has_the_form_that_it_names() -> None:
-    """Keep a Changelog 1.1.0: the unreleased first, versions with dates, the six kinds of change."""
+    """Keep a Changelog 1.1.0: unreleased first, versions with dates, six kinds of change."""
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     versions = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert versions[0] == "[Unreleased]"
@@ -230,3 +230,12 @@ def test_the_changelog_has_the_form_that_it_names() -> None:
         assert found
         assert len(found) == len(set(found))
         assert set(found) <= set(kinds)
+
+
+def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
+    text = (ROOT / "docs/faults.md").read_text("utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)\.\.\.`", text)
+    assert named
+    for file, beginning in named:
+        (path,) = (ROOT / "tests").rglob(file)
+        assert f"def {beginning}" in path.read_text("utf-8"), beginning
