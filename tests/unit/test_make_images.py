@@ -1,4 +1,4 @@
-"""docs/make_images.py draws the first image of each class of a shard, as it was before mean and std."""
+"""docs/make_images.py draws the first image of each class, as it was before mean and std."""
 
 import subprocess
 import sys
