@@ -1,4 +1,4 @@
-.PHONY: setup format check test bench site
+.PHONY: setup format check test bench
 
 setup:
 	python -m pip install -e '.[dev]'
@@ -16,12 +16,13 @@ check:
 	snakemake --lint
 	$(MAKE) site
 
-test:
-	pytest
-
-# The banner of MkDocs' theme is about a future version.
+# The documentation as HTML. What the variable leaves out is a banner about a future version.
+.PHONY: site
 site:
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
+test:
+	pytest
 
 bench:
 	python -m benchmarks
