@@ -1,6 +1,8 @@
 """Draw synthetic images in rows: a row for each shard, the first image of each of its classes.
 
     python docs/make_images.py SHARD [SHARD ...] --output FILE.png
+
+Images are enlarged to 64 px, each pixel as it is.
 """
 
 import argparse
