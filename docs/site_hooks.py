@@ -148,12 +148,13 @@ def settings_page() -> str:
         "model's name, for this one. A method changes `calibration` and `finetune`, an image set "
         "`synthesis` or `real`, and each wins over the ones before. A command has the same "
         "settings as flags, with `-` in place of `_`. The defaults here are those of the program; "
-        "[config.yaml](../config.yaml) has the values of the embedded default.",
+        "[config.yaml](../config.yaml) has the values of the embedded default, and explains the "
+        "sections `results`, `store`, `image_sets` and `methods`.",
     ]
     for section, cls in SECTIONS.items():
         about = (cls.__doc__ or "").splitlines()[0]
         command = COMMANDS.get(section)
-        shown = f" `synq {command} --help` prints them." if command else ""
+        shown = f" `synq {command} --help` prints this, too." if command else ""
         lines += ["", f"## {section}", "", about + shown, ""]
         lines += ["| setting | meaning | values | default |", "| --- | --- | --- | --- |"]
         for name, (field, kind) in settings_of(cls).items():
