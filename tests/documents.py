@@ -23,7 +23,7 @@ PAGES = [
 ]
 PROGRAMS = ("synq", "snakemake", "pytest", "python", "pip", "make", "echo")
 # A page says so in the paragraph above a block, with the reason.
-NOT_RUN = re.compile(r"\bnot run\b", re.IGNORECASE)
+NOT_RUN = re.compile(r"\bnot run here\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

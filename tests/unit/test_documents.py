@@ -2,7 +2,7 @@
 
 A block of commands is checked by its form here (flags, files, names), and each ``snakemake`` in it
 by a plan in ``tests/workflow/test_readme.py``; a config is planned here; ``RUN`` names the tests of
-the others. What nobody can run here has *not run*, with the reason, in the paragraph above it.
+the others. What nobody can run here has *not run here* and the reason in the paragraph above it.
 """
 
 import ast
@@ -21,6 +21,7 @@ from snakemake.utils import update_config
 
 from synq.cli import COMMANDS, parser
 from synq.config.plan import SECTIONS, plan
+from synq.errors import ConfigError
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 README = "tests/workflow/test_readme.py"
@@ -140,10 +141,7 @@ def runner_of(block: Block) -> str:
     return RUN.get((block.page, block.first)) or RUN.get((block.page, block.language), "")
 
 
-@pytest.mark.parametrize(
-    "block", documents.everywhere(), ids=lambda block: f"{block.page}:{block.line}"
-)
-def test_a_block_is_run_or_checked_or_says_that_it_is_not(block: Block) -> None:
+def check_block(block: Block) -> None:
     if runner_of(block) or block.language == "math":
         return
     if block.language == "text" or (block.page in DRAWN and not block.language):
@@ -165,6 +163,36 @@ def test_a_block_is_run_or_checked_or_says_that_it_is_not(block: Block) -> None:
         "nobody runs this block. Name the test that does in RUN above; or say in the paragraph "
         "above it that it is not run here, and why; or, if it is a drawing, fence it as text"
     )
+
+
+@pytest.mark.parametrize(
+    "block", documents.everywhere(), ids=lambda block: f"{block.page}:{block.line}"
+)
+def test_a_block_is_run_or_checked_or_says_that_it_is_not(block: Block) -> None:
+    check_block(block)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "synq frobnicate --fast",
+        "synq predict student.onnx cat.jpg --tops 3",
+        "snakemake --cores all --configfile experiments/nothing.yaml",
+        "pytest -m nothing",
+        "pip install -e '.[nothing]'",
+        "python -m benchmarks --nothing",
+        "make nothing",
+        "grid: {bits: [w9a9]}",
+        "import synq",
+        "what a command printed",
+    ],
+)
+@pytest.mark.parametrize("language", ["", "python"])
+def test_a_block_that_nobody_runs_is_refused(text: str, language: str) -> None:
+    with pytest.raises((AssertionError, ConfigError, SystemExit)):
+        check_block(Block("docs/faults.md", 1, text + "\n", language, "A new example:"))
+    if text.startswith("import"):
+        check_block(Block("docs/faults.md", 1, text + "\n", language, "Not run here: why."))
 
 
 def test_every_test_that_is_named_is_there_and_has_its_block() -> None:
