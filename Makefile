@@ -14,6 +14,12 @@ check:
 	snakefmt --check .
 	mypy
 	snakemake --lint
+	$(MAKE) site
+
+# The documentation as HTML. What the variable leaves out is a banner about a future version.
+.PHONY: site
+site:
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 test:
 	pytest

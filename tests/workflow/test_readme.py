@@ -1,87 +1,119 @@
-"""What the README and the guide say can be typed, and what they promise is there."""
+"""What the documents say can be typed, and what they promise is there.
+
+``tests/unit/test_documents.py`` looks at the form of every block; here commands have a plan, and
+examples run.
+"""
 
 import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
+import documents
 import pytest
 import yaml
-from running import SYNQ
+from documents import ROOT
+from own_network import FEW, INPUT, Own
+from running import ENVIRONMENT, SYNQ
 
+import synq
 from synq.config.plan import plan
 from synq.models.digits import resnet20
 from synq.reporting.inspection import inspect_model
 from synq.stages.inspect import HEADERS, facts, rows, verdict
 
-ROOT = Path(__file__).parents[2]
-PAGES = {page: (ROOT / page).read_text("utf-8") for page in ("README.md", "docs/guide.md")}
-README = "\n".join(PAGES.values())
-LINKS = [
-    (page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)#:]+)\)", text)
-]
-BLOCKS = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", README, re.MULTILINE)
-LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-COMMANDS = [
-    part.strip()
-    for line in LINES
-    if re.match(r"(pip|snakemake|synq|pytest|make)\b", line)
-    for part in line.partition(" #")[0].split("&&")
-]
-# The user's own file in the README's text, and what is no plan.
-DRY = [
-    command
-    for command in COMMANDS
-    if command.startswith("snakemake")
-    and not any(word in command for word in ("mine.yaml", "--report", "--workflow-profile"))
-]
+TEXTS = {
+    page: (ROOT / page).read_text("utf-8")
+    for page in documents.PAGES
+    if page == "README.md" or page.startswith("docs/")
+}
+# What is no plan: the report of a finished run, and a plugin that is not installed everywhere.
+NO_PLAN = ("--report", "--workflow-profile")
 
 
-def overlay():
-    (block,) = (block for block in BLOCKS if "models:" in block and "mine:" in block)
-    text = "\n".join(line[4:] for line in block.splitlines() if "snakemake" not in line)
-    return yaml.safe_load(text)
+def dry():
+    """Each ``snakemake`` command of all documents once, with the overlays that its block writes."""
+    found = {}
+    for block in documents.everywhere():
+        for command in block.commands:
+            if command.startswith("snakemake") and not any(word in command for word in NO_PLAN):
+                found[command] = documents.written(block.commands)
+    return list(found.items())
+
+
+def block(page, word):
+    """The one block of a page that has this word."""
+    (found,) = (one for one in documents.blocks(page) if word in one.text)
+    return found.text
+
+
+def mine(page):
+    """The overlay for a network of one's own, as it would be with the hash of a file."""
+    overlay = yaml.safe_load(block(page, "mine:"))
+    overlay["models"]["mine"]["sha256"] = "0" * 64
+    return overlay
+
+
+def config():
+    return yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
 
 
 def test_the_two_lines_that_do_everything_come_first():
-    assert [line.partition(" #")[0].rstrip() for line in LINES[:2]] == [
-        "pip install -e . && snakemake --cores all",
-        "pip install -e '.[test]' && pytest",
+    commands = documents.blocks("README.md")[0].commands
+    assert commands == [
+        "pip install -e .",
+        "snakemake --cores all",
+        "pip install -e '.[test]'",
+        "pytest",
     ]
 
 
-@pytest.mark.parametrize("command", DRY)
-def test_every_snakemake_command_has_a_plan(command, tmp_path):
-    words = [*shlex.split(command)[1:], "--dry-run", "--directory", str(tmp_path), "--nolock"]
-    words += ["--configfile"] if "--configfile" not in words else []
-    overlays = [str(ROOT / word) for word in words if word.startswith("experiments/")]
-    words = [word for word in words if not word.startswith("experiments/")]
-    place = words.index("--configfile") + 1
-    words[place:place] = [str(ROOT / "config.yaml"), *overlays]
+@pytest.mark.parametrize(("command", "overlays"), dry(), ids=lambda part: str(part)[:100])
+def test_every_snakemake_command_has_a_plan(command, overlays, tmp_path):
+    own = mine("docs/own-network.md")
+    own["models"]["mine"]["synthesis"] = {"classes_per_shard": 500}  # a plan of a minute otherwise
+    overlays = {"mine.yaml": yaml.safe_dump(own), **overlays}
+    for name, text in overlays.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    # bash knows {a,b}, as the reader's shell does.
+    expanded = ["bash", "-c", f"printf '%s\\n' {command.removeprefix('snakemake')}"]
+    words = subprocess.run(expanded, capture_output=True, text=True, check=True).stdout.split()
+    options = ["--dry-run", "--directory", str(tmp_path), "--nolock", "--configfile"]
+    options.append(str(ROOT / "config.yaml"))
+    if "--configfile" in words:
+        place = words.index("--configfile")
+        files = words[place + 1 :]
+        files = files[: files.index("--")] if "--" in files else files
+        words[place : place + 1 + len(files)] = []
+        options += [
+            str(ROOT / file if file.startswith("experiments/") else tmp_path / file)
+            for file in files
+        ]
     (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text("utf-8"), "utf-8")
-    run = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), *words]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path)
+    first = [word for word in words if word != "--"]
+    run = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), *first, *options]
+    done = subprocess.run(
+        run,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "This was a dry-run" in done.stdout + done.stderr
 
 
-def test_the_overlay_for_an_own_network_is_complete():
-    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
-    own = overlay()
-    own["models"]["mine"]["sha256"] = "0" * 64
-    config["models"] |= own["models"]
-    config["grid"] = own["grid"]
-    whole = plan(config)
-    assert whole.models["mine"].architecture == "resnet18"
-    assert whole.settings("finetune", "mine", method="synq").batch_size == 16
+@pytest.mark.parametrize("page", ["README.md", "docs/own-network.md"])
+def test_the_overlay_for_an_own_network_is_complete(page):
+    overlay, whole = mine(page), config()
+    whole["models"] |= overlay["models"]
+    whole["grid"] = overlay["grid"]
+    assert plan(whole).models["mine"].architecture == "resnet18"
 
 
 def test_the_overlay_for_a_network_of_the_zoo_is_complete():
-    (block,) = (block for block in BLOCKS if "cifar:" in block)
-    own = yaml.safe_load("\n".join(line[4:] for line in block.splitlines()))
-    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8")) | own
-    assert plan(config).models["cifar"].classes == 10
+    whole = config() | yaml.safe_load(block("docs/own-network.md", "cifar:"))
+    assert plan(whole).models["cifar"].classes == 10
 
 
 def test_the_overlay_for_a_network_without_batchnorm_is_complete():
@@ -94,15 +126,14 @@ def test_the_overlay_for_a_network_without_batchnorm_is_complete():
 
 @pytest.mark.parametrize("source", ["torchvision", "timm", "python"])
 def test_the_settings_of_other_sources_are_right(source):
-    (block,) = (block for block in BLOCKS if f"source: {source}" in block)
-    text = "\n".join(line[4:] for line in block.splitlines())
-    (text,) = (part for part in text.split("\n\n") if f"source: {source}" in part)
-    own = overlay()["models"]["mine"] | {"sha256": "0" * 64}
+    parts = block("docs/own-network.md", f"source: {source}").split("\n\n")
+    (text,) = (part for part in parts if f"source: {source}" in part)
+    own = mine("docs/own-network.md")["models"]["mine"]
     below = {name: own[name] for name in ("sha256", "classes", "image_size", "mean", "std")}
     more = {"weights": "w.pth", **below} if source == "python" else {}
-    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
-    config["models"]["other"] = more | yaml.safe_load(text)
-    assert plan(config).models["other"].source == source
+    whole = config()
+    whole["models"]["other"] = more | yaml.safe_load(text)
+    assert plan(whole).models["other"].source == source
 
 
 def test_the_examples_in_the_comments_of_the_config_are_right():
@@ -113,9 +144,9 @@ def test_the_examples_in_the_comments_of_the_config_are_right():
     del examples["my-network"]["architecture"]
     for example in (examples["my-resnet18"], examples["my-network"]):
         example["sha256"] = "0" * 64  # which yaml takes for a number, and nobody has
-    config = yaml.safe_load(text)
-    config["models"] |= examples
-    models = plan(config).models
+    whole = yaml.safe_load(text)
+    whole["models"] |= examples
+    models = plan(whole).models
     assert {models[name].source for name in examples} == {
         "file",
         "pytorchcv",
@@ -126,7 +157,7 @@ def test_the_examples_in_the_comments_of_the_config_are_right():
 
 
 def test_the_inspection_shown_is_what_the_command_prints():
-    (text,) = re.findall(r"^ {4}digits-resnet20: images.*?^ {4}fits$", README, re.MULTILINE | re.S)
+    text = block("docs/guide.md", "digits-resnet20: images")
     shown = [line.split() for line in text.splitlines() if line.strip()]
     model = resnet20()
     found = inspect_model(model, (1, 16, 16))
@@ -141,8 +172,7 @@ def test_the_inspection_shown_is_what_the_command_prints():
 
 
 def test_the_example_of_a_runtime_runs(finished):
-    (block,) = (block for block in BLOCKS if "onnxruntime" in block)
-    text = "\n".join(line[4:] for line in block.splitlines())
+    text = block("docs/guide.md", "onnxruntime.InferenceSession")
     (path,) = re.findall(r'"(results/\S+\.onnx)"', text)
     text = text.replace(path, str(finished.root / SYNQ / "student.onnx"))
     names = {}
@@ -153,23 +183,32 @@ def test_the_example_of_a_runtime_runs(finished):
     assert path.endswith(SYNQ.partition("runs/")[2].replace("synq", "synq-plus") + "/student.onnx")
 
 
-@pytest.mark.parametrize(("page", "link"), sorted(set(LINKS)))
-def test_every_link_leads_to_a_file(page, link):
-    assert ((ROOT / page).parent / link).exists()
+def test_the_five_lines_of_python_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = block("README.md", "import synq")
+    assert len(text.splitlines()) <= 5
+    # The reader's network is a small one here, and the budget, by default hours, that of seconds.
+    assert "image_shape=(3, 32, 32)" in text
+    text = text.replace("(3, 32, 32)", str(INPUT["image_shape"]))
+    whole = synq.quantize
+    monkeypatch.setattr(
+        synq, "quantize", lambda *args, **more: whole(*args, **more, **FEW), raising=False
+    )
+    exec(text, {"network": Own(), "mean": INPUT["mean"], "std": INPUT["std"]})
+    assert {path.name for path in tmp_path.iterdir()} == {"student.safetensors", "student.onnx"}
 
 
 def test_every_method_of_the_config_is_named_or_a_row_of_the_ablation():
-    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
     ablation = yaml.safe_load((ROOT / "experiments/ablation.yaml").read_text("utf-8"))
     rows = set(ablation["ablation"]["methods"])
-    for method in set(config["methods"]) - rows:
-        assert f"`{method}`" in README
+    for method in set(config()["methods"]) - rows:
+        assert f"`{method}`" in "".join(TEXTS.values())
 
 
 def test_the_table_of_the_default_is_its_grid():
-    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
-    rows = re.findall(r"^\| *(\S+) *\| *(w\da\d) *\| *(\S+) *\| *(\d+) *\|", README, re.MULTILINE)
-    grid = config["grid"]
+    text = TEXTS["docs/quickstart.md"]
+    rows = re.findall(r"^\| *(\S+) *\| *(w\da\d) *\| *(\S+) *\| *(\d+) *\|", text, re.MULTILINE)
+    grid = config()["grid"]
     assert rows == [
         (model, bits, method, str(len(grid["seeds"])))
         for model in grid["models"]
