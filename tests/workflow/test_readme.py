@@ -117,9 +117,7 @@ def test_the_overlay_for_a_network_of_the_zoo_is_complete():
 
 
 def test_the_overlay_for_a_network_without_batchnorm_is_complete():
-    (block,) = (block for block in BLOCKS if "relative:" in block)
-    own = yaml.safe_load("\n".join(line[4:] for line in block.splitlines()))
-    whole = plan(yaml.safe_load((ROOT / "config.yaml").read_text("utf-8")) | own)
+    whole = plan(config() | yaml.safe_load(block("docs/guide.md", "relative:")))
     assert whole.image_rule("squeeze", "natural") == "borrow"
     assert whole.lenders() == ["resnet"]
 
