@@ -15,7 +15,8 @@ from synq.config.synthesis import Synthesis
 
 SECTIONS = {"model": Model, **STAGES}
 CHANGELOG = (Path(__file__).parents[3] / "CHANGELOG.md").read_text("utf-8")
-UNRELEASED = f"## [{synq.__version__}] - unreleased" in CHANGELOG
+# A release moves what is unreleased below a heading of its own, with a date.
+UNRELEASED = f"## [{synq.__version__}]" not in CHANGELOG
 
 
 def with_field(cls, name, kind, default):
