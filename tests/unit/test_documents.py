@@ -37,6 +37,10 @@ RUN = {
     ("docs/python.md", "python"): (
         "tests/workflow/test_python_page.py::test_the_cells_run_and_put_out_what_the_notebook_has"
     ),
+    (
+        "docs/python.md",
+        "images = synq.synthesize(resnet, image_shape=(3, 224, 224), mean=mean, std=std)",
+    ): "tests/unit/api/test_api.py::test_images_of_another_network_are_converted",
     ("docs/guide.md", "digits-resnet20: images of 1x16x16, 10 classes"): (
         f"{README}::test_the_inspection_shown_is_what_the_command_prints"
     ),
