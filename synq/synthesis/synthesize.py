@@ -4,7 +4,7 @@ What is natural, the teacher's BatchNorm layers tell, or its attention layers wh
 statistics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -49,18 +49,18 @@ def synthesize(
             loss = loss + settings.target_weight * losses.target_loss(logits, labels, gamma)
         return loss
 
-    def batch_of(labels: Tensor) -> Synthesized:
-        images = optimise(
-            loss_of, labels, image_shape, settings, settings.iterations, generator, device
-        )
-        return judged(teacher, images, labels)
-
     device = next(teacher.parameters()).device
+    parts = labels.tensor_split(-(-len(labels) // settings.batch_size))
+    made: Iterable[Tensor]
     if settings.parameters == "conditional":
-        images = conditional_images(loss_of, labels, image_shape, settings, generator, device)
-        return judged(teacher, images, labels)
-    count = -(-len(labels) // settings.batch_size)
-    batches = [batch_of(part) for part in labels.tensor_split(count)]
+        made = conditional_images(loss_of, parts, image_shape, settings, generator, device)
+    else:
+        count = settings.iterations
+        made = (
+            optimise(loss_of, part, image_shape, settings, count, generator, device)
+            for part in parts
+        )
+    batches = [judged(teacher, images, part) for images, part in zip(made, parts, strict=True)]
     return Synthesized(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 
 
