@@ -35,6 +35,13 @@ class Finetune:
     lr_decay: float = setting(0.1, "factor at each milestone", above=0, maximum=1)
     momentum: float = setting(0.9, "Nesterov momentum", above=0, maximum=1)
     weight_decay: float = setting(1e-4, "L2 penalty on every parameter", minimum=0)
+    average: float = setting(
+        0.0,
+        "share that an average of all parameters keeps at each step, as in 0.999; each epoch then "
+        "gives the averages in place of the newest parameters; 0: off",
+        minimum=0,
+        maximum=0.99999,
+    )
     temperature: float = setting(20.0, "T of the distillation", above=0)
     distillation_weight: float = setting(20.0, "alpha: weight of the distillation", minimum=0)
     ce_weight: float = setting(0.5, "lambda_ce: weight of the cross-entropy", minimum=0)

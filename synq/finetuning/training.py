@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from synq.config.finetune import Finetune
 from synq.errors import DivergenceError
 from synq.finetuning import losses
+from synq.finetuning.average import ENTRIES, Average
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
 from synq.quantization.convert import weight_quantizers
@@ -152,6 +153,8 @@ def _restore(
 ) -> None:
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
+        if entry in ENTRIES:
+            continue
         parameter = named[name]
         # Adam counts its steps on the CPU.
         device = "cpu" if entry == "step" else parameter.device
@@ -178,19 +181,28 @@ def finetune(
     named = dict(student.named_parameters())
     optimizer = optimizer_for(student, settings)
     _restore(optimizer, named, state.optimizer)
+    average = Average(named, settings.average) if settings.average else None
+    if average:
+        average.restore(state.optimizer)
     if not state.history:
         settle_biases(student, images.shape)
         loss = held_out_loss(teacher, student, images, settings, team)
         state = replace(state, history=({"epoch": 0, "held_out": loss},))
         yield state
     with Objective(teacher, student, settings, images.shape) as objective:
-        epochs = Epochs(objective, optimizer, images, seed, team, stopped)
+        epochs = Epochs(objective, optimizer, images, seed, team, stopped, average)
         while state.epoch < settings.epochs:
+            if average:
+                average.hide()
             record, part = epochs.run(state.epoch + 1, state.part)
             tensors = optimizer_tensors(optimizer, named)
+            if average:
+                tensors |= average.tensors()
             if part:
                 yield replace(state, optimizer=tensors, part=part)
                 return
+            if average:
+                average.show()
             settle_biases(student, images.shape)
             record["held_out"] = held_out_loss(teacher, student, images, settings, team)
             state = Progress(state.epoch + 1, (*state.history, record), tensors)
@@ -208,7 +220,9 @@ class Epochs:
         seed: int,
         team: Team = ALONE,
         stopped: Callable[[], bool] = lambda: False,
+        average: Average | None = None,
     ) -> None:
+        self.average = average
         self.objective, self.optimizer, self.images = objective, optimizer, images
         self.seed, self.team, self.stopped = seed, team, stopped
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -286,4 +300,6 @@ class Epochs:
                 gradients.append(parameter.grad.mul_(len(images) / count))
             self.team.add([sums, *gradients])
         self.optimizer.step()
+        if self.average:
+            self.average.follow()
         return sums

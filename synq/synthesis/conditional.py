@@ -5,7 +5,7 @@ teacher alone, so that it can be trained to its end before any student is: what 
 set of images like any other. One generator makes the images of a shard, for the shard's classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,20 +17,19 @@ from synq.synthesis.generators import CONDITIONAL_LATENT, ConditionalGenerator
 
 def conditional_images(
     loss_of: Callable[[Tensor, Tensor], Tensor],
-    labels: Tensor,
+    parts: Sequence[Tensor],
     image_shape: tuple[int, int, int],
     settings: Synthesis,
     generator: torch.Generator,
     device: torch.device,
-) -> Tensor:
-    """An image for each of ``labels`` ``[N]``: ``[N, C, H, W]``.
+) -> Iterator[Tensor]:
+    """Images ``[n, C, H, W]`` for each of ``parts``, labels ``[n]``, of one generator for all.
 
-    Each iteration sees fresh noise and labels, a batch of ``batch_size`` or of N where that is
-    less. ``loss_of`` takes images and labels. Everything random is drawn on the CPU. The generator
-    normalises by its batches at the end as well, which are of nearly equal size.
+    Each iteration sees fresh noise and labels, as many as the largest part has. ``loss_of`` takes
+    images and labels. Everything random is drawn on the CPU. The generator normalises by its
+    batches at the end as well, which are the parts.
     """
-    classes = labels.unique()
-    places = torch.searchsorted(classes, labels)
+    classes = torch.cat([*parts]).unique()
     network = ConditionalGenerator(len(classes), image_shape, generator).to(device)
 
     def images_of(chosen: Tensor) -> Tensor:
@@ -39,12 +38,12 @@ def conditional_images(
         return images
 
     def loss() -> Tensor:
-        count = min(settings.batch_size, len(labels))
+        count = max(map(len, parts))
         chosen = torch.randint(len(classes), (count,), generator=generator)
         return loss_of(images_of(chosen), classes[chosen].to(device))
 
     learner = constant([*network.parameters()], settings.generator_learning_rate)
     descend(loss, [learner], settings.iterations)
-    batches = places.tensor_split(-(-len(labels) // settings.batch_size))
-    with torch.no_grad():
-        return torch.cat([images_of(batch) for batch in batches])
+    for labels in parts:
+        with torch.no_grad():
+            yield images_of(torch.searchsorted(classes, labels))

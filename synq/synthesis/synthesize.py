@@ -4,7 +4,7 @@ What is natural, the teacher's BatchNorm layers tell, or its attention layers wh
 statistics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -36,40 +36,34 @@ def synthesize(
     positive. Raises DivergenceError when the loss is not finite, ModelError where the teacher has
     not what ``prior`` reads.
     """
+    device = next(teacher.parameters()).device
+    filtered = filter_of(settings, image_shape, device)
     seen = swinging(teacher, settings.swing, generator) if settings.swing else teacher
     prior = prior_of(seen, image_shape, settings, centres)
     gamma = settings.target_gamma if settings.target == "hard" else 0.0
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
-        seen = images
+        images = filtered(images)
         if torch.rand((), generator=generator) < settings.augment:
-            crop = settings.crop_min
-            seen = crop_and_flip(images, generator, crop_min=crop, flip=0.5)
-        logits, loss = prior(seen)
+            images = crop_and_flip(images, generator, crop_min=settings.crop_min, flip=0.5)
+        logits, loss = prior(images)
         if settings.target != "none":
             loss = loss + settings.target_weight * losses.target_loss(logits, labels, gamma)
         return loss
 
-    def batch_of(labels: Tensor) -> Synthesized:
-        images = optimise(
-            loss_of, labels, image_shape, settings, settings.iterations, generator, device
-        )
-        return judged(teacher, images, labels)
-
-    device = next(teacher.parameters()).device
+    parts = labels.tensor_split(-(-len(labels) // settings.batch_size))
+    made: Iterable[Tensor]
     if settings.parameters == "conditional":
-        filtered = filter_of(settings, image_shape, device)
-        images = conditional_images(
-            lambda made, labels: loss_of(filtered(made), labels),
-            labels,
-            image_shape,
-            settings,
-            generator,
-            device,
+        made = conditional_images(loss_of, parts, image_shape, settings, generator, device)
+    else:
+        count = settings.iterations
+        made = (
+            optimise(loss_of, part, image_shape, settings, count, generator, device)
+            for part in parts
         )
-        return judged(teacher, filtered(images), labels)
-    count = -(-len(labels) // settings.batch_size)
-    batches = [batch_of(part) for part in labels.tensor_split(count)]
+    batches = [
+        judged(teacher, filtered(images), part) for images, part in zip(made, parts, strict=True)
+    ]
     return Synthesized(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 
 
@@ -84,10 +78,9 @@ def optimise(
 ) -> Tensor:
     """Adam on the pixels of one image per label, or what they are made of."""
     canvas = canvas_of(len(labels), image_shape, settings, generator, device)
-    filtered = filter_of(settings, image_shape, device)
     labels = labels.to(device)
-    descend(lambda: loss_of(filtered(canvas.images()), labels), canvas.learners, iterations)
-    return filtered(canvas.images()).detach()
+    descend(lambda: loss_of(canvas.images(), labels), canvas.learners, iterations)
+    return canvas.images().detach()
 
 
 def filter_of(

@@ -25,6 +25,7 @@ EDITS = {
     "finetuning/objective.py": {"finetune"},
     "finetuning/training.py": {"finetune"},
     "finetuning/reconstruction.py": {"finetune"},
+    "finetuning/average.py": {"finetune"},
     "quantization/adaround.py": {"finetune"},
     "data/lowpass.py": {"synthesize", "finetune", "page"},
     "quantization/calibration.py": {"finetune", "sensitivity"},

@@ -12,6 +12,7 @@ from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.errors import DivergenceError, ModelError
 from synq.finetuning import objective
+from synq.finetuning.average import Average
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
 from synq.finetuning.training import Epochs, Progress, finetune, optimizer_for
@@ -253,8 +254,12 @@ ADAM = replace(
 
 @pytest.mark.parametrize(
     ("settings", "make"),
-    [(SHORT, lambda: student(REFERENCE, 3)), (ADAM, learned)],
-    ids=["sgd", "adam"],
+    [
+        (SHORT, lambda: student(REFERENCE, 3)),
+        (ADAM, learned),
+        (replace(ADAM, average=0.9), learned),
+    ],
+    ids=["sgd", "adam", "averaged"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(settings, make):
     states, whole = fine_tuned(settings, network=make())
@@ -284,6 +289,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(settings, make):
         {"rates": "grid"},
         {"rates": "squared"},
         {"jitter": 0.2},
+        {"average": 0.9},
     ],
     ids=str,
 )
@@ -357,29 +363,64 @@ def test_a_cosine_ends_at_nothing():
     assert seen == pytest.approx(wanted)
 
 
+def test_an_average_keeps_its_share_at_each_step():
+    parameter = nn.Parameter(torch.tensor([1.0, -1.0]))
+    average = Average({"p": parameter}, 0.3)
+    mean, seen = [1.0, -1.0], [1.0, -1.0]
+    for step in range(1, 6):
+        parameter.data += step
+        average.follow()
+        seen = [value + step for value in seen]
+        kept = min(0.3, (1 + step) / (10 + step))
+        mean = [kept * old + (1 - kept) * new for old, new in zip(mean, seen, strict=True)]
+    assert average.values["p"].tolist() == pytest.approx(mean)
+    average.show()
+    assert parameter.tolist() == pytest.approx(mean)
+    average.hide()
+    assert parameter.tolist() == seen
+
+
+def test_averages_are_what_an_epoch_gives_and_not_what_is_trained_on():
+    settings = replace(ADAM, average=0.9, passes=1)
+    averaged, shown = fine_tuned(settings, network=learned())
+    plain, _ = fine_tuned(replace(settings, average=0.0), network=learned())
+    losses = [
+        [s.history[-1]["distillation"] for s, _ in states[1:]] for states in (averaged, plain)
+    ]
+    assert losses[0] == losses[1]
+    kept = averaged[1][0].optimizer["output.weight/trained"]
+    assert torch.equal(kept, plain[1][1]["output.weight"])
+    assert not torch.equal(kept, averaged[1][1]["output.weight"])
+    assert torch.equal(shown.output.weight.detach(), averaged[-1][1]["output.weight"])
+
+
 def test_divergence_says_what_to_lower():
     settings = Finetune(epochs=3, batch_size=8, learning_rate=1e6)
     with pytest.raises(DivergenceError, match=r"lower finetune\.learning_rate"):
         fine_tuned(settings)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
-def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_student(stop_after):
+@pytest.mark.parametrize(
+    ("settings", "stop_after"),
+    [(SHORT, 1), (SHORT, 3), (replace(SHORT, average=0.9), 3)],
+    ids=["first", "second", "averaged"],
+)
+def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_student(settings, stop_after):
     """Steps are those of both epochs, two each."""
-    _, whole = fine_tuned(SHORT)
+    _, whole = fine_tuned(settings)
     network = student(REFERENCE, 3)
-    images = Images(Shards(), SHORT, torch.device("cpu"))
+    images = Images(Shards(), settings, torch.device("cpu"))
     calls = iter(range(1, 100))
 
     def stopped():
         return next(calls) >= (stop_after + 1) // 2
 
-    parts = list(finetune(teacher(), network, images, SHORT, 5, Progress(), stopped=stopped))
+    parts = list(finetune(teacher(), network, images, settings, 5, Progress(), stopped=stopped))
     reached = parts[-1]
     assert reached.part is not None
     assert (reached.epoch, reached.part.steps) == (stop_after // 2, 1)
-    resumed, _ = fine_tuned(SHORT, network=network, state=reached)
-    histories = [state.history for state, _ in (fine_tuned(SHORT)[0][-1], resumed[-1])]
+    resumed, _ = fine_tuned(settings, network=network, state=reached)
+    histories = [state.history for state, _ in (fine_tuned(settings)[0][-1], resumed[-1])]
     assert histories[0] == histories[1]
     for one, other in zip(whole.parameters(), network.parameters(), strict=True):
         assert torch.equal(one, other)

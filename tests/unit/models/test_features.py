@@ -11,7 +11,7 @@ from synq.config.finetune import Finetune
 from synq.errors import ModelError
 from synq.finetuning.objective import Objective
 from synq.models.build import build
-from synq.models.features import feature_blocks, residual_units
+from synq.models.features import feature_blocks, fitted_parts, residual_units
 from synq.models.hooks import recorded
 
 
@@ -174,3 +174,59 @@ def test_a_network_without_blocks_is_refused():
     with pytest.raises(ModelError, match=r"finetune\.block_weight: 0"):
         residual_units(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2))
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "wanted"),
+    [
+        ("resnet20_cifar10", 32, units([3, 3, 3], "")),
+        # Those with a stride have no sum, and are of the same class.
+        ("mobilenetv2_w1", 224, [*units([1, 2, 3, 7, 4], ""), "features.final_block"]),
+    ],
+)
+def test_the_parts_that_are_fitted_are_units_and_single_layers(architecture, size, wanted):
+    found = fitted_parts(build(architecture, 10, 3, size), (3, size, size))
+    middle = [name.removesuffix(".") for name in wanted]
+    assert found == ["features.init_block", *middle, "output"]
+
+
+def test_a_network_without_units_is_fitted_layer_by_layer():
+    model = torchvision_models().get_model("vgg11", weights=None).eval()
+    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert fitted_parts(model, (3, 224, 224)) == layers
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_unit_that_holds_units_is_divided_and_an_attention_is_left_out():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(Unit(4), Unit(4))
+
+        def forward(self, x):
+            return self.inner(x) + x
+
+    assert fitted_parts(nn.Sequential(Outer(), nn.Conv2d(4, 4, 1)), (4, 8, 8)) == [
+        "0.inner.0",
+        "0.inner.1",
+        "1",
+    ]
+    model = torchvision_models().VisionTransformer(32, 8, 1, 2, 16, 32).eval()
+    found = fitted_parts(model, (3, 32, 32))
+    assert found[0] == "conv_proj"
+    assert found[-1] == "heads"
+    assert not [name for name in found if "attention" in name]
+
+
+def test_a_layer_that_is_called_again_or_sees_parts_of_images_is_no_part():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.again, self.windows = nn.Conv2d(3, 3, 1), nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = self.again(self.again(x))
+            return self.windows(x.flatten(0, 2)).sum().expand(len(x), 2)
+
+    with pytest.raises(ModelError, match="reconstruct: off"):
+        fitted_parts(Windows(), (3, 8, 8))
