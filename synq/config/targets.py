@@ -5,6 +5,9 @@ import importlib.util
 from synq.config.calibration import Calibration
 from synq.config.export import Export
 
+# Without it, ONNX Runtime makes UINT8 of INT8 on x86, and fails over a MaxPool between the two.
+INT8_ALLOWED = "session.qdqisint8allowed"
+
 _SIGNED = "its codes are INT8 without zero points, which do not hold"
 
 

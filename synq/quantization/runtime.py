@@ -12,6 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from synq.config.targets import INT8_ALLOWED
 from synq.errors import ConfigError, ModelError
 from synq.quantization.convert import activation_quantizers
 from synq.quantization.quantizers import Quantizer
@@ -22,9 +23,6 @@ PREFIX, SCALE = "network.", ".scale"
 
 # Images [N, C, H, W] -> logits [N, classes].
 Run = Callable[[Tensor], Tensor]
-
-# Without it, ONNX Runtime makes UINT8 of INT8 on x86, and fails over a MaxPool between the two.
-INT8_ALLOWED = "session.qdqisint8allowed"
 
 
 class Compared(NamedTuple):

@@ -12,9 +12,9 @@ import onnxruntime
 
 from synq.config.fields import convert
 from synq.config.images import Data
+from synq.config.targets import INT8_ALLOWED
 from synq.data.pictures import picture
 from synq.errors import ArtifactError, ConfigError, reason
-from synq.quantization.runtime import INT8_ALLOWED
 
 REMEDY = "export the student again"
 

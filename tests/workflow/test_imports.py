@@ -19,7 +19,7 @@ USERS = {
     "onnxscript": set(),  # torch imports it for an export
     "jinja2": {"page", "tables"},
     "matplotlib": {"page"},
-    "pandas": {"sensitivity", "tables"},
+    "pandas": {"page", "sensitivity", "tables"},
     "requests": {"fetch"},
     "scipy": set(),
     "sklearn": set(),
