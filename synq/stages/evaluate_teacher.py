@@ -11,6 +11,7 @@ import torch
 from synq.config.evaluation import Evaluation
 from synq.config.images import TestSet
 from synq.data.datasets import Images
+from synq.data.rows import evenly_spread
 from synq.data.spectrum import radial_amplitude
 from synq.io.artifacts import write_json
 from synq.models.teacher import Teacher, read_teacher, stored_bytes
@@ -59,8 +60,7 @@ def evaluate_teacher(
 
 def _spectrum(images: Images) -> dict[str, list[float]]:
     """Mean amplitude of some images, evenly spread, by frequency [cycles per pixel]."""
-    count = min(len(images), SPECTRUM_IMAGES)
-    rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    rows = evenly_spread(len(images), SPECTRUM_IMAGES)
     frequencies, amplitudes = radial_amplitude(images.read(rows).numpy())
     return {"frequencies": frequencies.tolist(), "amplitudes": amplitudes.tolist()}
 

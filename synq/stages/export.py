@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir
-import torch
 from torch import Tensor, nn
 
 from synq.config.export import Export
 from synq.config.images import TestSet
 from synq.data.datasets import normalise
 from synq.data.names import class_names
+from synq.data.rows import evenly_spread
 from synq.errors import ConfigError, ModelError
 from synq.io.artifacts import atomic, file_sha256, write_checkpoint, write_json
 from synq.io.shards import ImageSource, ShardSet
@@ -195,18 +195,17 @@ class Trial(NamedTuple):
 
         ModelError where it agrees on too few of the former, with what ``where`` says of them.
         """
-        count = min(len(self.images), self.settings.images)
-        rows = torch.linspace(0, len(self.images) - 1, count, dtype=torch.float64).long()
+        rows = evenly_spread(len(self.images), self.settings.images)
         parts = rows.split(self.size)
         batches = ((self.images.images(own), self.images.labels[own]) for own in parts)
         found = compared(run, self.student, batches)
-        print(f"{runtime} and torch agree on {found.agreement:.2f} % of {count} images")
+        print(f"{runtime} and torch agree on {found.agreement:.2f} % of {found.images} images")
         least = self.settings.least_agreement
         if found.agreement < least:
             raise ModelError(
                 f"{self.name} in {runtime} agrees with the student on {found.agreement:.2f} % "
-                f"of {count} images{where(found.parted)}; lower export.least_agreement ({least}) "
-                "if that is enough, or set export.format: none"
+                f"of {found.images} images{where(found.parted)}; lower export.least_agreement "
+                f"({least}) if that is enough, or set export.format: none"
             )
         tests = self.tests
         if tests is None or tests.settings.dataset == "none" or not self.settings.test_images:
@@ -236,8 +235,7 @@ def _test(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of normalised test images and their labels, evenly spread over the set."""
     images = test_images(network, test)
-    count = min(len(images), settings.test_images)
-    rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    rows = evenly_spread(len(images), settings.test_images)
     for own in rows.split(size):
         yield normalise(images.read(own), network.mean, network.std), images.labels[own]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from synq.config.calibration import Calibration
+from synq.data.rows import evenly_spread
 from synq.io.artifacts import atomic, read_json, write_json
 from synq.io.shards import ImageSource, ShardSet
 from synq.models.teacher import Teacher, read_teacher
@@ -79,8 +80,7 @@ def layers_alone(
     recipe = recipe_from(bits, calibration)
     anatomy = examine(network.model, network.image_shape)
     refuse(anatomy)
-    count = min(len(images), calibration.sensitivity_images)
-    rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    rows = evenly_spread(len(images), calibration.sensitivity_images)
     target = next(network.model.parameters()).device
     batches = [images.images(own).to(target) for own in rows.split(BATCH)]
     layers = [layer for layer in anatomy.of("layer") if not layer.reason]
@@ -102,7 +102,7 @@ def layers_alone(
         }
         for layer in layers
     ]
-    return {"images": count, "layers": sorted(told, key=lambda row: -row["divergence"])}
+    return {"images": len(rows), "layers": sorted(told, key=lambda row: -row["divergence"])}
 
 
 def _row(layer: Part, bits: int, both: Loss, weight: Loss) -> dict[str, Any]:
