@@ -1,5 +1,6 @@
 """Which runs there are, which of them are compared, and what is good enough."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from synq.config.fields import setting
@@ -12,10 +13,28 @@ class Grid:
 
     models: tuple[str, ...] = setting(text="names under models")
     bits: tuple[str, ...] = setting(text="widths, w4a4: weights and activations of 4 bits")
-    methods: tuple[str, ...] = setting(text="names under methods")
+    methods: tuple[str, ...] = setting(
+        text="names under methods; NAME@w8a8 is made at that width and no other"
+    )
     seeds: tuple[int, ...] = setting(
         text="seeds of the images and of the fine-tuning", minimum=0, maximum=2**63
     )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The methods, each once, without widths of their own."""
+        return tuple(dict.fromkeys(word.partition("@")[0] for word in self.methods))
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Bits and method of every run, those of the methods with a width of their own last."""
+        for bits in self.bits:
+            for word in self.methods:
+                if "@" not in word:
+                    yield bits, word
+        for word in self.methods:
+            name, at, bits = word.partition("@")
+            if at:
+                yield bits, name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ def needs(plan: Plan, model: str) -> list[str]:
     asked for by its file name.
     """
     found = []
-    for method in plan.grid.methods:
+    for method in plan.grid.names:
         wanted = _of_runs(plan, model, method) if model in plan.grid.models else []
         image_set = plan.methods[method].images
         if model in (plan.maker(user, image_set) for user in plan.grid.models):

@@ -145,16 +145,15 @@ class Plan:
 
     def ceilings(self) -> list[tuple[str, str]]:
         """Each method of the grid whose ceiling is in the grid too, with that one."""
-        pairs = [(name, self.methods[name].ceiling) for name in self.grid.methods]
-        return [(name, ceiling) for name, ceiling in pairs if ceiling in self.grid.methods]
+        pairs = [(name, self.methods[name].ceiling) for name in self.grid.names]
+        return [(name, ceiling) for name, ceiling in pairs if ceiling in self.grid.names]
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """Model, bits, method and seed of every run in the grid."""
         for model in self.grid.models:
-            for bits in self.grid.bits:
-                for method in self.grid.methods:
-                    for seed in self.grid.seeds:
-                        yield {"model": model, "bits": bits, "method": method, "seed": seed}
+            for bits, method in self.grid.pairs():
+                for seed in self.grid.seeds:
+                    yield {"model": model, "bits": bits, "method": method, "seed": seed}
 
 
 def shard_name(first: int, last: int) -> str:
@@ -223,13 +222,19 @@ def _check_grid(grid: Grid, models: Mapping[str, Model], methods: Mapping[str, M
             raise ConfigError(f"grid.{field.name} is empty; nothing would be made")
         if len(set(values)) != len(values):
             raise ConfigError(f"grid.{field.name} names something twice")
-    known: dict[str, Mapping[str, Any]] = {"models": models, "methods": methods}
-    for key, names in known.items():
-        for name in getattr(grid, key):
-            if name not in names:
-                raise ConfigError(f"grid.{key} names {name!r}; {nearest(name, names)}")
+    wanted = {"models": (grid.models, models), "methods": (grid.names, methods)}
+    for key, (names, known) in wanted.items():
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"grid.{key} names {name!r}; {nearest(name, known)}")
     for index, bits in enumerate(grid.bits):
         parse_bits(bits, f"grid.bits[{index}]")
+    for index, word in enumerate(grid.methods):
+        name, at, bits = word.partition("@")
+        if at:
+            parse_bits(bits, f"the width of grid.methods[{index}]")
+            if name in grid.methods and bits in grid.bits:
+                raise ConfigError(f"grid.methods names {name} and {word}, which is among them")
 
 
 def _check_ceilings(methods: Mapping[str, Method]) -> None:
@@ -248,7 +253,7 @@ def _check_ablation(ablation: Ablation, grid: Grid, methods: Mapping[str, Method
     for name in (ablation.full, *ablation.methods):
         if name not in methods:
             raise ConfigError(f"ablation names {name!r}; {nearest(name, methods)}")
-        if name not in grid.methods:
+        if name not in grid.names:
             raise ConfigError(f"ablation names {name!r}, which is not among grid.methods; add it")
 
 
@@ -263,7 +268,7 @@ def _check_layers(whole: Plan, held: Collection[str]) -> None:
             for stage in METHOD_STAGES:
                 whole.settings(stage, model, method=method)
     for model in whole.grid.models:
-        for method in whole.grid.methods:
+        for method in whole.grid.names:
             image_set = whole.methods[method].images
             dataset = getattr(whole.image_settings(model, image_set), "dataset", "")
             if dataset == "none" and "real" not in held:
@@ -279,7 +284,7 @@ def _check_layers(whole: Plan, held: Collection[str]) -> None:
 def _check_target(whole: Plan, model: str, method: str) -> None:
     export = whole.settings("export", model)
     calibration = whole.settings("calibration", model, method=method)
-    for bits in whole.grid.bits:
+    for bits in (bits for bits, name in whole.grid.pairs() if name == method):
         fault = unfit(export, calibration, *parse_bits(bits))
         if fault:
             raise ConfigError(

@@ -7,6 +7,7 @@ examples run.
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import documents
 import pytest
@@ -206,10 +207,6 @@ def test_every_method_of_the_config_is_named_or_a_row_of_the_ablation():
 def test_the_table_of_the_default_is_its_grid():
     text = TEXTS["docs/quickstart.md"]
     rows = re.findall(r"^\| *(\S+) *\| *(w\da\d) *\| *(\S+) *\| *(\d+) *\|", text, re.MULTILINE)
-    grid = config()["grid"]
-    assert rows == [
-        (model, bits, method, str(len(grid["seeds"])))
-        for model in grid["models"]
-        for bits in grid["bits"]
-        for method in grid["methods"]
-    ]
+    runs = plan(config()).runs()
+    seeds = Counter((run["model"], run["bits"], run["method"]) for run in runs)
+    assert rows == [(*names, str(count)) for names, count in seeds.items()]

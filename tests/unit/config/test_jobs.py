@@ -23,7 +23,7 @@ def counted(whole):
 def test_the_default_has_a_job_a_shard_and_three_a_run():
     counts = counted(planned())
     assert counts["synthesize"] == 3
-    assert counts["finetune"] == counts["evaluate"] == counts["export"] == 9
+    assert counts["finetune"] == counts["evaluate"] == counts["export"] == 12
     assert (counts["fetch"], counts["accuracy"], counts["page"]) == (1, 1, 1)
     assert "ablation" not in counts
 

@@ -162,6 +162,10 @@ def test_an_empty_section_that_is_needed_is_refused(config, key, value):
         ("seeds", [-1], "grid.seeds[0] is -1"),
         ("seeds", [0, 0], "grid.seeds names something twice"),
         ("bits", ["w4a4", "w4a4"], "grid.bits names something twice"),
+        ("methods", ["our@w8a8"], "grid.methods names 'our'; did you mean ours?"),
+        ("methods", ["ours@8"], "the width of grid.methods[0] is '8'"),
+        ("methods", ["ours", "ours@w4a4"], "grid.methods names ours and ours@w4a4, which is among"),
+        ("methods", ["ours@w8a8", "ours@w8a8"], "grid.methods names something twice"),
         ("models", [], "grid.models is empty"),
         ("seeds", [], "grid.seeds is empty"),
     ],
@@ -169,6 +173,26 @@ def test_an_empty_section_that_is_needed_is_refused(config, key, value):
 def test_a_wrong_grid_is_refused(config, key, value, text):
     config["grid"][key] = value
     assert message(config).startswith(text)
+
+
+def test_a_method_with_a_width_of_its_own_is_made_at_that_one_alone(config):
+    config["methods"]["other"] = {"images": "hard"}
+    grid = {"bits": ["w4a4", "w2a2"], "methods": ["other@w8a8", "ours"], "seeds": [0, 1]}
+    config["grid"] |= grid
+    config["ablation"] = {"full": "ours", "methods": ["other"]}
+    whole = plan(config)
+    assert [tuple(run.values())[1:] for run in whole.runs()] == [
+        *(("w4a4", "ours", 0), ("w4a4", "ours", 1), ("w2a2", "ours", 0), ("w2a2", "ours", 1)),
+        *(("w8a8", "other", 0), ("w8a8", "other", 1)),
+    ]
+    assert whole.grid.names == ("other", "ours")
+
+
+def test_two_widths_of_their_own_are_two_runs_of_one_method(config):
+    config["grid"]["methods"] = ["ours@w8a8", "ours@w3a3"]
+    whole = plan(config)
+    assert [run["bits"] for run in whole.runs()] == ["w8a8", "w3a3"]
+    assert whole.grid.names == ("ours",)
 
 
 def test_a_method_without_or_with_an_unknown_image_set_is_refused(config):
