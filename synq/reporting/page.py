@@ -191,7 +191,7 @@ def _view(run: Run, figures: Sequence[Shown]) -> dict[str, Any]:
         "title": run.title,
         "summary": _summary(run),
         "faults": run.faults,
-        "facts": _facts(run),
+        "facts": facts_of(run),
         "figures": figures,
         "command": run.command,
         "sections": {title: pairs for title, pairs in sections.items() if pairs},
@@ -205,7 +205,8 @@ def _summary(run: Run) -> str:
     return f"{text}, not complete" if run.faults else text
 
 
-def _facts(run: Run) -> dict[str, str]:
+def facts_of(run: Run) -> dict[str, str]:
+    """The measured numbers of a run as people read them, by what they are; none if unmeasured."""
     metrics = run.metrics
     if metrics is None:
         return {}
@@ -229,9 +230,9 @@ def _facts(run: Run) -> dict[str, str]:
     if export:
         facts["bytes packed"] = f"{export['packed_bytes']:,}"
         facts["bytes in ONNX"] = f"{export['onnx_bytes']:,}"
-        facts["ONNX Runtime and torch agree"] = (
-            f"on {export['agreement']:.2f} % of {export['images']} images of the training"
-        )
+        for runtime, before in {"ONNX Runtime": "", "OpenVINO": "openvino_"}.items():
+            facts |= _runtime(runtime, export, before)
+    facts |= _work(metrics)
     facts |= {
         f"seconds of {stage}": f"{value:.0f}"
         for stage, value in metrics["seconds"].items()
@@ -242,9 +243,34 @@ def _facts(run: Run) -> dict[str, str]:
     return facts
 
 
+def _runtime(name: str, export: Mapping[str, Any], before: str) -> dict[str, str]:
+    """What the export measured in a runtime; nothing of one that it did not run."""
+    agreement, on_test = (export.get(f"{before}{key}agreement") for key in ("", "test_"))
+    if agreement is None:
+        return {}
+    text = f"on {agreement:.2f} % of {export['images']} images of the training"
+    if on_test is not None:
+        text += f", and {on_test:.2f} % of {export['test_images']} test images"
+    top1 = export.get(f"{before or 'runtime_'}top1")
+    right = {} if top1 is None else {f"top-1 of these in {name}": f"{top1:.2f} %"}
+    return {f"{name} and torch agree": text, **right}
+
+
+def _work(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What an image costs, where it is known."""
+    share = metrics.get("multiply_adds_share")
+    read = {} if share is None else {"multiply-adds on codes": f"{100 * share:.1f} %"}
+    counts = {
+        "bit operations of an image": metrics.get("bit_operations"),
+        "bytes of all activations": metrics.get("activation_bytes"),
+        "bytes of activations at once": metrics.get("peak_activation_bytes"),
+    }
+    return read | {name: f"{count:,}" for name, count in counts.items() if count is not None}
+
+
 def _compared(run: Run) -> dict[str, str]:
     settings = {} if run.metrics is None else _flat(run.metrics["settings"])
-    return {"state": "; ".join(run.faults) or "complete", **_facts(run), **settings}
+    return {"state": "; ".join(run.faults) or "complete", **facts_of(run), **settings}
 
 
 def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

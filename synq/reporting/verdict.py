@@ -84,7 +84,9 @@ def _verdict(
         "bytes": size,
         "float_bytes": whole,
         "times_smaller": whole / size,
-        "quantized": None if inspection is None else shares(inspection),
+        "quantized": (
+            None if inspection is None else shares(inspection, first.get("multiply_adds_share"))
+        ),
         "ship": _ship(first, exports[0]),
     }
     doubts = [*_doubts(runs, found), *_undecided(found, of_mean)]
@@ -96,7 +98,7 @@ def _verdict(
             "judged": _judged(found),
             "quantized": _quantized(found, first),
             "size": _size(found, packed is not None),
-            "ship": _shipped(found),
+            "ship": _shipped(found, first.get("scope")),
             "unseen": _unseen(first, count, full is not None, first["image_set"] in real),
         },
     }
@@ -112,11 +114,12 @@ def _judgement(lost: float, points: float | None, *, measured: bool) -> str:
     return "within" if lost <= points + 1e-9 else "over"
 
 
-def shares(inspection: Mapping[str, Any]) -> dict[str, Any]:
+def shares(inspection: Mapping[str, Any], inputs: float | None) -> dict[str, Any]:
     """How much of a network is quantized, of what its inspection found: layers and multiply-adds.
 
     ``multiply_adds`` is the share of them in layers whose weights are quantized, and ``inputs`` of
-    those that read a quantized input too; None where none is known.
+    those that read a quantized input too, which depends on the run's scope; None where none is
+    known.
     """
     layers = [part for part in inspection["parts"] if part["role"] == "layer" and part["calls"]]
     own = [part for part in layers if not part["reason"]]
@@ -125,7 +128,7 @@ def shares(inspection: Mapping[str, Any]) -> dict[str, Any]:
         "layers": len(own),
         "of": len(layers),
         "multiply_adds": done / total if total else None,
-        "inputs": inspection["quantized_inputs"]["multiply_adds_share"],
+        "inputs": inputs,
         "left": [part["name"] for part in layers if part["reason"]],
     }
 
@@ -191,9 +194,11 @@ def _size(found: Mapping[str, Any], written: bool) -> str:
     return f"{found['times_smaller']:.1f} times smaller: {size:.1f} kB {where}, of {whole:.1f} kB"
 
 
-def _shipped(found: Mapping[str, Any]) -> str:
+def _shipped(found: Mapping[str, Any], scope: str | None) -> str:
     files = [f"`{path}`" for path in found["ship"]]
     text = files[0] + (f", in ONNX Runtime {files[1]}" if files[1:] else "")
+    if files[1:] and scope == "everything":
+        text += ", which computes it in integers"
     if len(found["seeds"]) > 1:
         text += f" (seed {found['seeds'][0]}, the first: to take the best would be to test on it)"
     return text
@@ -223,12 +228,14 @@ def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list
     if left:
         some = ", ".join(left[:NAMED]) + (", ..." if len(left) > NAMED else "")
         doubts.append(f"{_several(len(left), 'layer')} in full precision: {some}")
-    agreements = [run["export"]["agreement"] for run in runs if run.get("export")]
-    if agreements and min(agreements) < 100:
-        doubts.append(
-            f"ONNX Runtime names another class than torch on {100 - min(agreements):.2f} % of "
-            "the synthetic images"
-        )
+    exports = [run["export"] for run in runs if run.get("export")]
+    for runtime, key in {"ONNX Runtime": "agreement", "OpenVINO": "openvino_agreement"}.items():
+        agreements = [export[key] for export in exports if export.get(key) is not None]
+        if agreements and min(agreements) < 100:
+            doubts.append(
+                f"{runtime} names another class than torch on {100 - min(agreements):.2f} % of "
+                "the synthetic images"
+            )
     return doubts
 
 

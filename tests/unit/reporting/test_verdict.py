@@ -19,8 +19,9 @@ def part(name, reason="", adds=100, role="layer", calls=1):
     return {"name": name, "role": role, "calls": calls, "multiply_adds": adds, "reason": reason}
 
 
-def inspection(*parts, inputs=0.5):
-    return {"parts": list(parts), "quantized_inputs": {"multiply_adds_share": inputs}}
+def inspection(*parts):
+    # What the network alone would quantize; a run of a wider scope has more.
+    return {"parts": list(parts), "quantized_inputs": {"multiply_adds_share": 0.3}}
 
 
 def run(seed=0, top1=97.0, full=98.0, export=EXPORT, epochs=2, ends=0, **changes):
@@ -33,6 +34,7 @@ def run(seed=0, top1=97.0, full=98.0, export=EXPORT, epochs=2, ends=0, **changes
         "image_set": "hard",
         "test_images": 1000,
         "weight_bytes": 1900,
+        "multiply_adds_share": 0.5,
         "remark": "",
         "teacher": {"top1": full, "weight_bytes": 12_000},
         "calibrated": {"top1": 80.0},
@@ -96,7 +98,7 @@ def test_a_loss_close_to_what_is_allowed_is_doubted_and_a_far_one_is_not():
 
 def test_what_is_quantized_is_a_share_of_the_layers_that_are_called():
     parts = [part("a"), part("b", "a gate", 300), part("c", calls=0), part("r", role="activation")]
-    found = shares(inspection(*parts))
+    found = shares(inspection(*parts), 0.5)
     assert (found["layers"], found["of"], found["left"]) == (1, 2, ["b"])
     assert found["multiply_adds"] == pytest.approx(0.25)
     verdict = judged(run(), parts=parts)
@@ -126,6 +128,19 @@ def test_the_file_to_ship_is_the_first_seed_s_and_how_much_smaller_it_is():
     without = judged(run(3, export=None))
     assert without["ship"] == [f"{folder}/student.safetensors"]
     assert "no such file was written" in without["words"]["size"]
+
+
+def test_a_runtime_that_answers_otherwise_is_doubted():
+    other = {**EXPORT, "openvino_agreement": 98.5}
+    (doubt,) = [line for line in judged(run(), run(1, export=other))["doubts"] if "torch" in line]
+    assert doubt.startswith("OpenVINO names another class than torch on 1.50 % of")
+    assert not [line for line in judged(run())["doubts"] if "torch" in line]
+
+
+def test_a_file_whose_every_tensor_has_codes_is_said_to_be_computed_in_integers():
+    for scope, whole in {"everything": True, "calls": False}.items():
+        found = judged(run(scope=scope))["words"]["ship"]
+        assert found.endswith("student.onnx`, which computes it in integers") is whole
 
 
 def test_what_was_never_looked_at_is_true_of_the_images():
