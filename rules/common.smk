@@ -64,6 +64,21 @@ except UserError as error:
     print(f"config error: {error}", file=sys.stderr)
     sys.exit(2)
 
+# The report's caption sees the config alone, and what is `like` another does not say there what it is.
+config["told"] = {
+    "methods": [word.replace("@", " at ") for word in PLAN.grid.methods],
+    "real": [
+        name
+        for name in PLAN.grid.names
+        if PLAN.image_sets[PLAN.methods[name].images].stage == "real"
+    ],
+    "untested": [
+        name
+        for name in PLAN.grid.models
+        if PLAN.settings("test", name).dataset == "none"
+    ],
+}
+
 # A profile or --resources says how many GPUs there are to give, or else this machine does. Of a
 # resource without a limit every job would have one at a time.
 if "gpu" not in workflow.global_resources:

@@ -273,3 +273,11 @@ def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
     for file, beginning in named:
         (path,) = (ROOT / "tests").rglob(file)
         assert f"def {beginning}" in path.read_text("utf-8"), beginning
+
+
+def test_every_decision_has_a_number_of_its_own_and_a_title_with_it():
+    paths = sorted((ROOT / "docs/decisions").glob("*.md"))
+    numbers = [path.name[:4] for path in paths]
+    assert numbers == [f"{number:04d}" for number in range(1, len(paths) + 1)]
+    for path, number in zip(paths, numbers, strict=True):
+        assert path.read_text("utf-8").startswith(f"# {number}: ")

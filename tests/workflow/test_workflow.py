@@ -78,7 +78,9 @@ def test_the_page_of_a_finished_run_is_complete(finished: Workflow) -> None:
 
 
 def test_the_report_of_snakemake_says_what_the_run_says(workflow: Workflow) -> None:
-    ran = workflow.run("--report", "report.zip")
+    # The same runs, one of them as a method at a width of its own.
+    grid = 'grid={"methods": ["synq", "zeroq@w4a4"]}'
+    ran = workflow.run("--report", "report.zip", "--config", grid)
     assert ran.returncode == 0, ran.stdout
     with zipfile.ZipFile(workflow.root / "report.zip") as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("report.html"))
@@ -87,6 +89,7 @@ def test_the_report_of_snakemake_says_what_the_run_says(workflow: Workflow) -> N
     lines = json.loads(workflow.bytes(f"{RESULTS}/tables/verdict.json"))["verdicts"]
     for verdict in lines:
         assert f"{abs(verdict['lost']):.2f}" in text
+    assert "by synq, zeroq at w4a4," in " ".join(text.split())
     assert "with 1 seed." in text
     assert "No real image was used to synthesize, calibrate or train." in text
     assert {"index.html", "accuracy.html", "accuracy-digits-resnet20.svg"} <= files
