@@ -1,6 +1,6 @@
 """Write python.ipynb: the text of python.md with the outputs of its blocks, run here and now.
 
-    python docs/make_notebook.py
+    taskset -c 0 python docs/make_notebook.py    # one core: the sums of the workflow's jobs
 
 Needs nbformat, which comes with Snakemake, and no Jupyter: the cells are run in this process.
 """
