@@ -57,7 +57,7 @@ def image_sets(
 
 
 def students(results: Path, model: str, count: int) -> Iterator[dict[str, Any]]:
-    """For each measured run of a model its names, its accuracy, and what each measure says."""
+    """For each measured run of a model its width, its accuracy, and what each measure says."""
     network = read_teacher(results / layout.TEACHER.format(model=model), CPU)
     images = image_sets(results, model, network, count)
     answers = {key: outputs(network.model, batch) for key, batch in images.items()}
@@ -73,7 +73,8 @@ def students(results: Path, model: str, count: int) -> Iterator[dict[str, Any]]:
                 for name, value in measures(outputs(student, batch), answers[key]).items():
                     found.setdefault(f"{name} on {key[0]}", []).append(value)
         yield {
-            **{name: metrics[name] for name in ("model", "bits", "method", "seed")},
+            "model": model,
+            "bits": metrics["bits"],
             "top1": metrics["selected"]["top1"],
             # A mean over the seeds of a set that the student did not see.
             **{name: sum(values) / len(values) for name, values in found.items()},
@@ -82,13 +83,11 @@ def students(results: Path, model: str, count: int) -> Iterator[dict[str, Any]]:
 
 def correlations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each model and width the rank correlation of each measure with the accuracy."""
-    frame = pandas.DataFrame(rows)
-    known = {"model", "bits", "method", "seed", "top1"}
     found = []
-    for (model, bits), group in frame.groupby(["model", "bits"], sort=False):
+    for (model, bits), group in pandas.DataFrame(rows).groupby(["model", "bits"], sort=False):
         if len(group) >= FEWEST:
             # Spearman's is Pearson's of the ranks; pandas alone would need SciPy for it.
-            ranks = group.drop(columns=list(known - {"top1"})).rank()
+            ranks = group.drop(columns=["model", "bits"]).rank()
             told = ranks.corr()["top1"].drop("top1").round(2).to_dict()
             found.append({"model": model, "bits": bits, "students": len(group), **told})
     return found

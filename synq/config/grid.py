@@ -1,6 +1,5 @@
 """Which runs there are, which of them are compared, and what is good enough."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from synq.config.fields import setting
@@ -21,20 +20,20 @@ class Grid:
     )
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The methods, each once, without widths of their own."""
-        return tuple(dict.fromkeys(word.partition("@")[0] for word in self.methods))
+    def entries(self) -> list[tuple[str, str | None]]:
+        """The methods' names, each with the width of its own, None where it has those of all."""
+        parts = (word.partition("@") for word in self.methods)
+        return [(name, bits if at else None) for name, at, bits in parts]
 
-    def pairs(self) -> Iterator[tuple[str, str]]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The methods' names, each once."""
+        return tuple(dict.fromkeys(name for name, _ in self.entries))
+
+    def pairs(self) -> list[tuple[str, str]]:
         """Bits and method of every run, those of the methods with a width of their own last."""
-        for bits in self.bits:
-            for word in self.methods:
-                if "@" not in word:
-                    yield bits, word
-        for word in self.methods:
-            name, at, bits = word.partition("@")
-            if at:
-                yield bits, name
+        product = [(bits, name) for bits in self.bits for name, own in self.entries if own is None]
+        return product + [(own, name) for name, own in self.entries if own is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

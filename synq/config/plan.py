@@ -6,6 +6,7 @@ of the config, the model's own section of that stage, the image set's or the met
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -229,12 +230,12 @@ def _check_grid(grid: Grid, models: Mapping[str, Model], methods: Mapping[str, M
                 raise ConfigError(f"grid.{key} names {name!r}; {nearest(name, known)}")
     for index, bits in enumerate(grid.bits):
         parse_bits(bits, f"grid.bits[{index}]")
-    for index, word in enumerate(grid.methods):
-        name, at, bits = word.partition("@")
-        if at:
-            parse_bits(bits, f"the width of grid.methods[{index}]")
-            if name in grid.methods and bits in grid.bits:
-                raise ConfigError(f"grid.methods names {name} and {word}, which is among them")
+    for index, (_, own) in enumerate(grid.entries):
+        if own is not None:
+            parse_bits(own, f"the width of grid.methods[{index}]")
+    for (bits, name), count in Counter(grid.pairs()).items():
+        if count > 1:
+            raise ConfigError(f"grid.methods names {name} and {name}@{bits}, which is among them")
 
 
 def _check_ceilings(methods: Mapping[str, Method]) -> None:

@@ -98,7 +98,7 @@ def _verdict(
             "judged": _judged(found),
             "quantized": _quantized(found, first),
             "size": _size(found, packed is not None),
-            "ship": _shipped(found, first.get("scope")),
+            "ship": _shipped(found, whole=first.get("scope") == "everything"),
             "unseen": _unseen(first, count, full is not None, first["image_set"] in real),
         },
     }
@@ -194,11 +194,13 @@ def _size(found: Mapping[str, Any], written: bool) -> str:
     return f"{found['times_smaller']:.1f} times smaller: {size:.1f} kB {where}, of {whole:.1f} kB"
 
 
-def _shipped(found: Mapping[str, Any], scope: str | None) -> str:
+def _shipped(found: Mapping[str, Any], *, whole: bool) -> str:
+    """``whole``: every tensor has codes, as far as the network's layers are quantized."""
     files = [f"`{path}`" for path in found["ship"]]
     text = files[0] + (f", in ONNX Runtime {files[1]}" if files[1:] else "")
-    if files[1:] and scope == "everything":
-        text += ", which computes it in integers"
+    quantized = found["quantized"] or {"inputs": None}
+    if files[1:] and whole and quantized["inputs"] == 1 and not quantized["left"]:
+        text += ", which computes its layers in integers"
     if len(found["seeds"]) > 1:
         text += f" (seed {found['seeds'][0]}, the first: to take the best would be to test on it)"
     return text

@@ -23,16 +23,16 @@ def test_the_divergence_is_that_of_the_student_from_the_teacher():
     assert measures(student, teacher)["-KL"] == pytest.approx(-wanted)
 
 
-def row(method, top1, bits="w2a2", **values):
-    return {"model": "net", "bits": bits, "method": method, "seed": 0, "top1": top1, **values}
+def row(top1, bits="w2a2", **values):
+    return {"model": "net", "bits": bits, "top1": top1, **values}
 
 
 def test_ranks_are_compared_within_a_width_and_few_students_tell_nothing():
     rising, falling = (0.1, 0.2, 5.0, 9.0), (4.0, 3.0, 2.0, 1.0)
     rows = [
-        row(f"m{i}", 70.0 + i, rises=up, falls=down)
+        row(70.0 + i, rises=up, falls=down)
         for i, (up, down) in enumerate(zip(rising, falling, strict=True))
     ]
-    few = [row(f"m{i}", 80.0 + i, "w3a3", rises=0.0, falls=0.0) for i in range(3)]
+    few = [row(80.0 + i, "w3a3", rises=0.0, falls=0.0) for i in range(3)]
     (found,) = correlations([*rows, *few])
     assert found == {"model": "net", "bits": "w2a2", "students": 4, "rises": 1.0, "falls": -1.0}

@@ -137,10 +137,23 @@ def test_a_runtime_that_answers_otherwise_is_doubted():
     assert not [line for line in judged(run())["doubts"] if "torch" in line]
 
 
-def test_a_file_whose_every_tensor_has_codes_is_said_to_be_computed_in_integers():
-    for scope, whole in {"everything": True, "calls": False}.items():
-        found = judged(run(scope=scope))["words"]["ship"]
-        assert found.endswith("student.onnx`, which computes it in integers") is whole
+@pytest.mark.parametrize(
+    ("scope", "share", "reason", "whole"),
+    [
+        ("everything", 1.0, "", True),
+        ("calls", 1.0, "", False),
+        ("everything", 0.9, "", False),
+        ("everything", 1.0, "a gate", False),
+    ],
+)
+def test_a_file_whose_every_tensor_has_codes_is_said_to_be_computed_in_integers(
+    scope, share, reason, whole
+):
+    found = judged(
+        run(scope=scope, multiply_adds_share=share), parts=[part("a"), part("b", reason)]
+    )
+    words = found["words"]["ship"]
+    assert words.endswith("student.onnx`, which computes its layers in integers") is whole
 
 
 def test_what_was_never_looked_at_is_true_of_the_images():
