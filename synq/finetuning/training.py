@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ from synq.runtime.team import ALONE, Team
 
 # Looking at a loss makes a GPU wait. A loss that is not finite stays so in the epoch's sum.
 STEPS_UNSEEN = 20
+# A training that diverges begins anew so often, each time with a tenth of its rates.
+RESTARTS = 2
+RESTART_FACTOR = 0.1
 
 
 class Part(NamedTuple):
@@ -46,6 +50,11 @@ class Progress:
     history: tuple[dict[str, float], ...] = ()
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     part: Part | None = None
+
+    @property
+    def restarts(self) -> int:
+        """How often the training began anew because it diverged; the first entry says so."""
+        return int(self.history[0].get("restarts", 0)) if self.history else 0
 
 
 @contextlib.contextmanager
@@ -170,25 +179,67 @@ def finetune(
     state: Progress,
     team: Team = ALONE,
     stopped: Callable[[], bool] = lambda: False,
+    calibrated: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> Iterator[Progress]:
     """Fine-tune in place and yield the progress after every epoch, the state's own to begin with.
 
     ``student`` is calibrated, or holds the weights of ``state``. Each epoch's randomness depends on
     the seed and its number alone, so that a resumed run is the uninterrupted one. When ``stopped``
-    says so, the last progress is within an epoch. Raises DivergenceError when a loss is not finite.
+    says so, the last progress is within an epoch.
+
+    Where a loss is not finite the calibrated student is trained anew with a tenth of the learning
+    rates, at most ``RESTARTS`` times, and the first entry of the history says how often; then
+    DivergenceError. A run that is resumed takes that student's tensors from ``calibrated``.
     """
     student.eval().requires_grad_(True)
-    named = dict(student.named_parameters())
-    optimizer = optimizer_for(student, settings)
-    _restore(optimizer, named, state.optimizer)
-    average = Average(named, settings.average) if settings.average else None
-    if average:
-        average.restore(state.optimizer)
     if not state.history:
         settle_biases(student, images.shape)
         loss = held_out_loss(teacher, student, images, settings, team)
         state = replace(state, history=({"epoch": 0, "held_out": loss},))
         yield state
+    if state.epoch == 0 and not state.part:
+        tensors = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+        calibrated = partial(dict, tensors)
+    while True:
+        try:
+            for reached in _epochs(teacher, student, images, settings, seed, state, team, stopped):
+                state = reached
+                yield state
+        except DivergenceError:
+            if calibrated is None or state.restarts == RESTARTS:
+                raise
+        else:
+            return
+        student.load_state_dict(calibrated())
+        state = Progress(history=({**state.history[0], "restarts": state.restarts + 1},))
+        yield state
+
+
+def _epochs(
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Images,
+    settings: Finetune,
+    seed: int,
+    state: Progress,
+    team: Team,
+    stopped: Callable[[], bool],
+) -> Iterator[Progress]:
+    """The rest of the epochs; DivergenceError when a loss is not finite."""
+    named = dict(student.named_parameters())
+    factor = RESTART_FACTOR**state.restarts
+    optimizer = optimizer_for(
+        student,
+        replace(
+            settings,
+            learning_rate=factor * settings.learning_rate,
+            scale_learning_rate=factor * settings.scale_learning_rate,
+        ),
+    )
+    _restore(optimizer, named, state.optimizer)
+    average = Average(named, settings.average) if settings.average else None
+    if average:
+        average.restore(state.optimizer)
     with Objective(teacher, student, settings, images.shape) as objective:
         epochs = Epochs(objective, optimizer, images, seed, team, stopped, average)
         while state.epoch < settings.epochs:
@@ -204,7 +255,13 @@ def finetune(
             if average:
                 average.show()
             settle_biases(student, images.shape)
-            record["held_out"] = held_out_loss(teacher, student, images, settings, team)
+            loss = held_out_loss(teacher, student, images, settings, team)
+            if len(images.held_out) and not math.isfinite(loss):
+                raise DivergenceError(
+                    f"the loss on the held-out images is not finite after epoch {state.epoch + 1}; "
+                    "lower finetune.learning_rate"
+                )
+            record["held_out"] = loss
             state = Progress(state.epoch + 1, (*state.history, record), tensors)
             yield state
 
@@ -256,7 +313,7 @@ class Epochs:
             sums += self.step(images, labels, len(batches[step - 1]))
             last = step == len(batches)
             seen = last or step % STEPS_UNSEEN == 0
-            if seen and not torch.isfinite(sums[-1]):
+            if seen and self.team.any(not torch.isfinite(sums[-1]), device):
                 raise DivergenceError(
                     f"the fine-tuning loss is not finite in epoch {epoch}, at step {step} or up to "
                     f"{STEPS_UNSEEN - 1} before; "

@@ -151,6 +151,13 @@ def _remarks(
         yield AGREEMENT
     if reference["warning"]:
         yield reference["warning"]
+    again = int(record["history"][0].get("restarts", 0))
+    if again:
+        yield (
+            f"{record['bits']} {record['method']}, seed {record['seed']}: the training diverged at "
+            f"finetune.learning_rate {record['finetune']['learning_rate']:g} and began anew at a "
+            f"{'hundredth' if again > 1 else 'tenth'} of it; lower it"
+        )
     if record["last"] > 0 and record["selected"] == 0:
         yield (
             f"{record['bits']} {record['method']}: fine-tuning never lowered the held-out loss, "

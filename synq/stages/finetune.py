@@ -18,7 +18,7 @@ from synq.errors import ConfigError
 from synq.finetuning.batches import Images
 from synq.finetuning.reconstruction import Fitted, reconstruct
 from synq.finetuning.resume import Work, begun
-from synq.finetuning.training import Progress, finetune, terminations
+from synq.finetuning.training import RESTART_FACTOR, Progress, finetune, terminations
 from synq.io.artifacts import write_checkpoint
 from synq.io.shards import ImageSource, ShardSet
 from synq.io.students import write_students
@@ -120,7 +120,15 @@ def finetune_student(
                 state = Progress()
             team.follow(student)
             for reached in finetune(
-                network.model, student, images, settings, seed, state, team, stopped
+                network.model,
+                student,
+                images,
+                settings,
+                seed,
+                state,
+                team,
+                stopped,
+                partial(work.student, 0),
             ):
                 state = reached
                 if team.leads:
@@ -222,6 +230,13 @@ def _report(state: Progress, settings: Finetune) -> None:
     if state.part:
         print(
             f"terminated: {state.part.steps} steps of epoch {state.epoch + 1} are saved", flush=True
+        )
+        return
+    if state.epoch == 0 and state.restarts:
+        print(
+            "the training diverged; the calibrated student is trained anew, at "
+            f"{RESTART_FACTOR**state.restarts:g} of its learning rates",
+            flush=True,
         )
         return
     entry = state.history[-1]

@@ -10,6 +10,8 @@ from torch import nn
 
 from synq.cli import main
 from synq.config.model import Model
+from synq.errors import DivergenceError
+from synq.finetuning.training import Epochs
 from synq.io.artifacts import file_sha256, read_json
 from synq.models import build as models
 from synq.models.teacher import write_teacher
@@ -129,6 +131,39 @@ def test_a_fine_tuning_that_only_hurts_is_remarked(made, tmp_path, capsys, monke
     # A network of random weights is at chance, which is told too.
     assert "do test set, mean and std belong to this network?" in metrics["remark"]
     assert "lower finetune.learning_rate" in metrics["remark"]
+
+
+def test_a_fine_tuning_that_diverges_once_is_trained_anew_and_remarked(
+    made, tmp_path, capsys, monkeypatch
+):
+    plain, numbers = Epochs.run, []
+
+    def run(self, number, part):
+        numbers.append(number)
+        if numbers == [1, 2]:
+            raise DivergenceError("lower finetune.learning_rate")
+        if numbers == [1, 2, 1, 2]:
+            raise KeyboardInterrupt
+        return plain(self, number, part)
+
+    monkeypatch.setattr(Epochs, "run", run)
+    words = finetune(made, tmp_path, made / "one.h5", "--learning-rate", "1e-6", "--epochs", "2")
+    with pytest.raises(KeyboardInterrupt):
+        main([str(word) for word in words])
+    assert main([str(word) for word in words]) == 0
+    assert numbers == [1, 2, 1, 2, 2]
+    told = capsys.readouterr().out
+    assert "the calibrated student is trained anew, at 0.1 of its learning rates" in told
+    assert "going on after epoch 1" in told
+    common = ["--teacher", made / "one.safetensors", "--device", "cpu", "--dataset", "digits"]
+    reference, output = tmp_path / "teacher.json", tmp_path / "metrics.json"
+    words = ["evaluate-teacher", *common, "--output", reference]
+    assert main([str(word) for word in words]) == 0
+    words = ["evaluate", *common, "--teacher-metrics", reference, "--output", output]
+    words += ["--snapshots", tmp_path / "students.safetensors"]
+    assert main([str(word) for word in words]) == 0
+    remark = read_json(output, "metrics")["remark"]
+    assert "diverged at finetune.learning_rate 1e-06 and began anew at a tenth of it" in remark
 
 
 def test_a_synthesis_that_diverges(made, tmp_path, capsys):

@@ -11,7 +11,7 @@ from torch import nn
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.errors import DivergenceError, ModelError
-from synq.finetuning import objective
+from synq.finetuning import objective, training
 from synq.finetuning.average import Average
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
@@ -398,6 +398,65 @@ def test_divergence_says_what_to_lower():
     settings = Finetune(epochs=3, batch_size=8, learning_rate=1e6)
     with pytest.raises(DivergenceError, match=r"lower finetune\.learning_rate"):
         fine_tuned(settings)
+
+
+def diverging(monkeypatch, times, epoch=2):
+    """In ``epoch`` of each of so many first trainings the loss is not finite."""
+    plain, left = training.Epochs.run, [times]
+
+    def run(self, number, part):
+        record, within = plain(self, number, part)
+        if number == epoch and left[0]:
+            left[0] -= 1
+            raise DivergenceError("lower finetune.learning_rate")
+        return record, within
+
+    monkeypatch.setattr(training.Epochs, "run", run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "make"),
+    [
+        (SHORT, lambda: student(REFERENCE, 3)),
+        (ADAM, learned),
+        (replace(ADAM, average=0.9), learned),
+    ],
+    ids=["SGD", "Adam", "averaged"],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_training_that_diverges_begins_anew_at_a_tenth(monkeypatch, settings, make, times):
+    slow = replace(
+        settings,
+        learning_rate=training.RESTART_FACTOR**times * settings.learning_rate,
+        scale_learning_rate=training.RESTART_FACTOR**times * settings.scale_learning_rate,
+    )
+    wanted, gentle = fine_tuned(slow, network=make())
+    diverging(monkeypatch, times)
+    states, network = fine_tuned(settings, network=make())
+    assert [state.epoch for state, _ in states] == [0, 1] * times + [0, 1, 2]
+    assert [state.restarts for state, _ in states[-3:]] == [times] * 3
+    assert states[0][0].restarts == 0
+    assert states[-1][0].history[1:] == wanted[-1][0].history[1:]
+    for one, other in zip(gentle.parameters(), network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_resumed_training_that_diverges_begins_anew_from_what_it_is_given(monkeypatch):
+    ((_, calibrated), (state, _)), network = fine_tuned(replace(SHORT, epochs=1))
+    images = Images(Shards(), SHORT, torch.device("cpu"))
+    words = (teacher(), network, images, SHORT, 5, state)
+    diverging(monkeypatch, 2)
+    with pytest.raises(DivergenceError):
+        list(finetune(*words))
+    *_, last = finetune(*words, calibrated=lambda: calibrated)
+    assert (last.epoch, last.restarts) == (2, 1)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_a_divergence(monkeypatch):
+    losses = iter([1.0, math.inf, math.nan, math.inf])
+    monkeypatch.setattr(training, "held_out_loss", lambda *_: next(losses))
+    with pytest.raises(DivergenceError, match="held-out images is not finite after epoch 1"):
+        fine_tuned(SHORT)
 
 
 @pytest.mark.parametrize(
