@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ LARGEST_RATIO = 4.0
 
 
 CLIPS = torch.linspace(0.1, 1.0, 91).tolist()
+
+
+class Moments(NamedTuple):
+    """Mean and biased variance of each channel, float32."""
+
+    mean: Tensor
+    variance: Tensor
 
 
 class Observer:
@@ -137,12 +144,13 @@ class BatchNormCorrection:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
-        self.teacher = _batchnorm_layers(teacher)
-        self.student = _batchnorm_layers(student)
-        self.means = {name: _kept(layer.running_mean) for name, layer in self.student.items()}
-        self.variances = {name: _kept(layer.running_var) for name, layer in self.student.items()}
+        self.teacher = batchnorm_layers(teacher)
+        self.student = batchnorm_layers(student)
+        # The teacher's, so that a correction can be made anew.
+        self.means = {name: _kept(layer.running_mean) for name, layer in self.teacher.items()}
+        self.variances = {name: _kept(layer.running_var) for name, layer in self.teacher.items()}
         self.batches = 0
-        self._wanted: dict[str, tuple[Tensor, Tensor]] = {}
+        self._wanted: dict[str, Moments] = {}
         self._shifts: dict[str, Tensor] = {}
         self._ratios: dict[str, Tensor] = {}
 
@@ -159,7 +167,7 @@ class BatchNormCorrection:
             yield
 
     def _remember(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._wanted[name] = _moments(args[0])
+        self._wanted[name] = moments(args[0])
 
     def _correct(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         # What is computed here is none of the calls of the layer's own, which are counted.
@@ -167,7 +175,7 @@ class BatchNormCorrection:
             self._move(name, layer, args)
 
     def _move(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        mean, variance = _moments(args[0])
+        mean, variance = moments(args[0])
         wanted_mean, wanted_variance = self._wanted[name]
         shift = mean - wanted_mean
         ratio = variance / wanted_variance.clamp_min(SMALLEST_VARIANCE)
@@ -184,7 +192,8 @@ class BatchNormCorrection:
         )
 
 
-def _batchnorm_layers(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+def batchnorm_layers(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """Name -> layer, of those that have statistics."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -197,11 +206,11 @@ def _kept(statistic: Tensor | None) -> Tensor:
     return statistic.clone()
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+def moments(values: Tensor) -> Moments:
     """Mean and biased variance of each channel of ``[N, C, ...]``."""
     axes = [0, *range(2, values.dim())]
     variance, mean = torch.var_mean(values.float(), axes, correction=0)
-    return mean, variance
+    return Moments(mean, variance)
 
 
 def calibrate(

@@ -26,6 +26,7 @@ EDITS = {
     "finetuning/training.py": {"finetune"},
     "finetuning/reconstruction.py": {"finetune"},
     "finetuning/average.py": {"finetune"},
+    "finetuning/batchnorm.py": {"finetune"},
     "quantization/adaround.py": {"finetune"},
     "data/lowpass.py": {"synthesize", "finetune", "page"},
     "quantization/calibration.py": {"finetune", "sensitivity"},
