@@ -1,9 +1,9 @@
 """What tells good students from bad ones without a real image: ``python -m benchmarks.proxy``.
 
 All students of a results folder are measured on the synthetic images of every set and seed that
-their own training did not see, beside the accuracy that evaluation found on real ones. For each
-model and width the table has Spearman's rank correlation of each measure with it: 1 would
-choose as the test labels do, 0 chooses by chance.
+their own training did not see, beside the accuracy that evaluation found on real ones: a table of
+them, the best last. For each model and width a second table has Spearman's rank correlation of each
+measure with it: 1 would choose as the test labels do, 0 chooses by chance.
 """
 
 import argparse
@@ -28,6 +28,7 @@ CPU = torch.device("cpu")
 BATCH = 64
 FEWEST = 4  # students of a width, below which no correlation is told
 HELD_OUT = "own held-out loss"
+NAMES = ["model", "bits", "method", "seed"]
 
 
 @torch.inference_mode()
@@ -73,8 +74,7 @@ def students(results: Path, model: str, count: int) -> Iterator[dict[str, Any]]:
                 for name, value in measures(outputs(student, batch), answers[key]).items():
                     found.setdefault(f"{name} on {key[0]}", []).append(value)
         yield {
-            "model": model,
-            "bits": metrics["bits"],
+            **{key: metrics[key] for key in NAMES},
             "top1": metrics["selected"]["top1"],
             # A mean over the seeds of a set that the student did not see.
             **{name: sum(values) / len(values) for name, values in found.items()},
@@ -87,7 +87,7 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (model, bits), group in pandas.DataFrame(rows).groupby(["model", "bits"], sort=False):
         if len(group) >= FEWEST:
             # Spearman's is Pearson's of the ranks; pandas alone would need SciPy for it.
-            ranks = group.drop(columns=["model", "bits"]).rank()
+            ranks = group.drop(columns=NAMES).rank()
             told = ranks.corr()["top1"].drop("top1").round(2).to_dict()
             found.append({"model": model, "bits": bits, "students": len(group), **told})
     return found
@@ -105,7 +105,9 @@ def main() -> None:
     table = correlations(rows)
     if not table:
         raise SystemExit(f"{chosen.results} has no width with {FEWEST} measured students or more")
-    print(tabulate(table, headers="keys", tablefmt="github"))
+    rows.sort(key=lambda row: (row["model"], row["bits"], row["top1"]))
+    for found in (rows, table):
+        print(tabulate(found, headers="keys", tablefmt="github", floatfmt=".4g"), end="\n\n")
 
 
 if __name__ == "__main__":

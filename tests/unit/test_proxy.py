@@ -24,7 +24,7 @@ def test_the_divergence_is_that_of_the_student_from_the_teacher():
 
 
 def row(top1, bits="w2a2", **values):
-    return {"model": "net", "bits": bits, "top1": top1, **values}
+    return {"model": "net", "bits": bits, "method": "a", "seed": 0, "top1": top1, **values}
 
 
 def test_ranks_are_compared_within_a_width_and_few_students_tell_nothing():
