@@ -95,7 +95,8 @@ def test_two_processes_take_the_steps_of_one(made, tmp_path, more, tolerance):
     assert ran.stdout.count("epoch 2/2: distillation") == 1
 
 
-def test_the_processes_stay_identical(made, tmp_path):
+@pytest.mark.parametrize("statistics", ["kept", "matched"])
+def test_the_processes_stay_identical(made, tmp_path, statistics):
     """Each writes what it holds after the last step, by a hook of this test alone."""
     spy = tmp_path / "spy"
     spy.mkdir()
@@ -113,7 +114,7 @@ def test_the_processes_stay_identical(made, tmp_path):
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = path
     try:
-        ran = torchrun(made, tmp_path / "two")
+        ran = torchrun(made, tmp_path / "two", "--bn-statistics", statistics)
     finally:
         os.environ.pop("PYTHONPATH")
         if before is not None:
