@@ -81,13 +81,6 @@ class Finetune:
     lowpass_sigma: float = setting(
         0.45, "width of the filter as a Gaussian blur (0.45 is D0 = 80 at 224)", unit="px", above=0
     )
-    bn_statistics: str = setting(
-        "kept",
-        "statistics of the student's BatchNorm layers in training: kept, or matched (each batch's "
-        "own, moved and scaled to what the teacher's layer gives; after each epoch they are "
-        "corrected by the difference to the teacher)",
-        choices=("kept", "matched"),
-    )
     crop_min: float = setting(
         0.5, "smallest share of the area that the random crop keeps; 1: no crop", above=0, maximum=1
     )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from synq.config.finetune import Finetune
-from synq.finetuning.batchnorm import matched
 from synq.finetuning.losses import ROUNDED, TERMS, View
 from synq.finetuning.saliency import activation_map
 from synq.models.features import cam_layer, feature_blocks, residual_units
@@ -71,8 +70,6 @@ class Objective:
         with contextlib.ExitStack() as stack:
             self._of_teacher = self._record(stack, self.teacher)
             self._of_student = self._record(stack, self.student)
-            if self.settings.bn_statistics == "matched":
-                stack.enter_context(matched(self.teacher, self.student))
             self._stack = stack.pop_all()
         return self
 

@@ -17,7 +17,6 @@ from synq.errors import DivergenceError
 from synq.finetuning import losses
 from synq.finetuning.average import ENTRIES, Average
 from synq.finetuning.batches import Images
-from synq.finetuning.batchnorm import corrected_anew
 from synq.finetuning.objective import Objective
 from synq.quantization.convert import weight_quantizers
 from synq.quantization.kernels import settle_biases
@@ -255,9 +254,6 @@ def _epochs(
                 return
             if average:
                 average.show()
-            if settings.bn_statistics == "matched":
-                corrected_anew(teacher, student, images)
-                team.follow(student)
             settle_biases(student, images.shape)
             loss = held_out_loss(teacher, student, images, settings, team)
             if len(images.held_out) and not math.isfinite(loss):

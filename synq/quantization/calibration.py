@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,6 @@ LARGEST_RATIO = 4.0
 
 
 CLIPS = torch.linspace(0.1, 1.0, 91).tolist()
-
-
-class Moments(NamedTuple):
-    """Mean and biased variance of each channel, float32."""
-
-    mean: Tensor
-    variance: Tensor
 
 
 class Observer:
@@ -144,13 +137,12 @@ class BatchNormCorrection:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
-        self.teacher = batchnorm_layers(teacher)
-        self.student = batchnorm_layers(student)
-        # The teacher's, so that a correction can be made anew.
-        self.means = {name: _kept(layer.running_mean) for name, layer in self.teacher.items()}
-        self.variances = {name: _kept(layer.running_var) for name, layer in self.teacher.items()}
+        self.teacher = _batchnorm_layers(teacher)
+        self.student = _batchnorm_layers(student)
+        self.means = {name: _kept(layer.running_mean) for name, layer in self.student.items()}
+        self.variances = {name: _kept(layer.running_var) for name, layer in self.student.items()}
         self.batches = 0
-        self._wanted: dict[str, Moments] = {}
+        self._wanted: dict[str, tuple[Tensor, Tensor]] = {}
         self._shifts: dict[str, Tensor] = {}
         self._ratios: dict[str, Tensor] = {}
 
@@ -167,7 +159,7 @@ class BatchNormCorrection:
             yield
 
     def _remember(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._wanted[name] = moments(args[0])
+        self._wanted[name] = _moments(args[0])
 
     def _correct(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         # What is computed here is none of the calls of the layer's own, which are counted.
@@ -175,7 +167,7 @@ class BatchNormCorrection:
             self._move(name, layer, args)
 
     def _move(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        mean, variance = moments(args[0])
+        mean, variance = _moments(args[0])
         wanted_mean, wanted_variance = self._wanted[name]
         shift = mean - wanted_mean
         ratio = variance / wanted_variance.clamp_min(SMALLEST_VARIANCE)
@@ -192,8 +184,7 @@ class BatchNormCorrection:
         )
 
 
-def batchnorm_layers(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """Name -> layer, of those that have statistics."""
+def _batchnorm_layers(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     return {
         name: module
         for name, module in model.named_modules()
@@ -206,11 +197,11 @@ def _kept(statistic: Tensor | None) -> Tensor:
     return statistic.clone()
 
 
-def moments(values: Tensor) -> Moments:
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of ``[N, C, ...]``."""
     axes = [0, *range(2, values.dim())]
     variance, mean = torch.var_mean(values.float(), axes, correction=0)
-    return Moments(mean, variance)
+    return mean, variance
 
 
 def calibrate(

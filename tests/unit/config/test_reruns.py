@@ -26,7 +26,6 @@ EDITS = {
     "finetuning/training.py": {"finetune"},
     "finetuning/reconstruction.py": {"finetune"},
     "finetuning/average.py": {"finetune"},
-    "finetuning/batchnorm.py": {"finetune"},
     "quantization/adaround.py": {"finetune"},
     "data/lowpass.py": {"synthesize", "finetune", "page"},
     "quantization/calibration.py": {"finetune", "sensitivity"},

@@ -258,9 +258,8 @@ ADAM = replace(
         (SHORT, lambda: student(REFERENCE, 3)),
         (ADAM, learned),
         (replace(ADAM, average=0.9), learned),
-        (replace(ADAM, bn_statistics="matched"), learned),
     ],
-    ids=["sgd", "adam", "averaged", "matched"],
+    ids=["sgd", "adam", "averaged"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(settings, make):
     states, whole = fine_tuned(settings, network=make())
@@ -421,9 +420,8 @@ def diverging(monkeypatch, times, epoch=2):
         (SHORT, lambda: student(REFERENCE, 3)),
         (ADAM, learned),
         (replace(ADAM, average=0.9), learned),
-        (replace(ADAM, bn_statistics="matched"), learned),
     ],
-    ids=["SGD", "Adam", "averaged", "matched"],
+    ids=["SGD", "Adam", "averaged"],
 )
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_training_that_diverges_begins_anew_at_a_tenth(monkeypatch, settings, make, times):
