@@ -174,9 +174,13 @@ def calibrate_student(
 def _batches(
     images: Images, count: int, settings: Finetune, generator: torch.Generator
 ) -> Iterator[torch.Tensor]:
-    """At most ``count`` images as the training will see them."""
-    order = images.train[torch.randperm(len(images.train), generator=generator)]
-    for batch, _ in images.batches(order[:count].split(settings.batch_size), generator):
+    """At most ``count`` images as the training will see them, in batches of nearly equal size.
+
+    What is averaged over the batches counts each of them alike, one of a few images too.
+    """
+    order = images.train[torch.randperm(len(images.train), generator=generator)][:count]
+    parts = order.tensor_split(-(-len(order) // settings.batch_size))
+    for batch, _ in images.batches(parts, generator):
         yield batch
 
 
