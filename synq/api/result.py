@@ -16,7 +16,7 @@ from synq.quantization.convert import weight_quantizers
 from synq.quantization.packed import pack
 from synq.quantization.quantizers import Recipe
 from synq.quantization.student import student_tensors
-from synq.stages.evaluate import work_on_an_image
+from synq.stages.evaluate import diverged, work_on_an_image
 from synq.stages.inspect import shown, verdict
 
 
@@ -128,6 +128,7 @@ class Result:
         ]
         if measured.warning:
             lines.append(f"warning: {measured.warning.replace('the teacher', 'the network')}")
+        lines += [f"warning: {remark}" for remark in diverged(record)]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -151,13 +151,7 @@ def _remarks(
         yield AGREEMENT
     if reference["warning"]:
         yield reference["warning"]
-    again = int(record["history"][0].get("restarts", 0))
-    if again:
-        yield (
-            f"{record['bits']} {record['method']}, seed {record['seed']}: the training diverged at "
-            f"finetune.learning_rate {record['finetune']['learning_rate']:g} and began anew at a "
-            f"{'hundredth' if again > 1 else 'tenth'} of it; lower it"
-        )
+    yield from diverged(record)
     if record["last"] > 0 and record["selected"] == 0:
         yield (
             f"{record['bits']} {record['method']}: fine-tuning never lowered the held-out loss, "
@@ -165,6 +159,17 @@ def _remarks(
         )
     else:
         yield from disagreement(record, accuracies)
+
+
+def diverged(record: Mapping[str, Any]) -> Iterator[str]:
+    """A remark where a training was begun anew because its loss was not finite."""
+    restarts = int(record["history"][0].get("restarts", 0))
+    if restarts:
+        yield (
+            f"{record['bits']} {record['method']}, seed {record['seed']}: the training diverged at "
+            f"finetune.learning_rate {record['finetune']['learning_rate']:g} and began anew at a "
+            f"{'hundredth' if restarts > 1 else 'tenth'} of it; lower it"
+        )
 
 
 def disagreement(record: Mapping[str, Any], accuracies: Mapping[int, float]) -> Iterator[str]:

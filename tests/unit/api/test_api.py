@@ -3,6 +3,7 @@
 import copy
 import io
 import sys
+from dataclasses import replace
 from importlib import resources
 
 import numpy
@@ -185,6 +186,16 @@ def test_the_report_says_what_was_quantized_and_how_it_was_measured(result):
     assert lines[3].startswith("agreement with the network on 6 held-out synthetic images: ")
     assert lines[4].startswith("size: ")
     assert result.report() in repr(result)
+
+
+@pytest.mark.parametrize(("restarts", "share"), [(1, "a tenth"), (2, "a hundredth")])
+def test_the_report_warns_of_a_training_that_diverged(result, restarts, share):
+    first, *rest = result.record["history"]
+    history = [{**first, "restarts": restarts}, *rest]
+    lines = replace(result, record={**result.record, "history": history}).report().splitlines()
+    assert lines[:-1] == result.report().splitlines()
+    assert "diverged at finetune.learning_rate" in lines[-1]
+    assert f"began anew at {share} of it" in lines[-1]
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
