@@ -65,6 +65,7 @@ def test_a_recipe_needs_as_many_files_as_it_says(title: str) -> None:
     assert len(BLOCK.findall(RECIPES[title])) == RECIPES[title].count("```python")
 
 
+@pytest.mark.long
 def test_the_workflow_runs_with_all_that_the_recipes_add(clone: Workflow, tmp_path: Path) -> None:
     workflow = copied(clone, tmp_path / "clone", "")
     for text in RECIPES.values():

@@ -263,6 +263,7 @@ def test_an_unknown_name_in_a_file_name_has_no_rule(workflow: Workflow, run: str
     assert f"No rule to produce {target}" in ran.stdout
 
 
+@pytest.mark.long
 def test_every_kind_of_images_and_ranges_goes_through_the_workflow(workflow: Workflow) -> None:
     """Real images, ranges from a generator, images from calibration centres."""
     methods = ["few-shot", "synq-released", "texq-like"]
@@ -305,6 +306,7 @@ def test_an_ablation_in_the_config_is_a_table_of_its_own(workflow: Workflow) -> 
     assert r"\toprule" in workflow.bytes(f"{RESULTS}/tables/ablation.tex").decode()
 
 
+@pytest.mark.long
 def test_without_a_test_set_agreement_with_the_teacher_is_measured(workflow: Workflow) -> None:
     ran = workflow.run(overlay="models: {digits-resnet20: {test: {dataset: none}}}")
     assert ran.returncode == 0, ran.stdout
@@ -414,6 +416,7 @@ def test_a_later_method_that_the_network_does_not_fit_is_one_line_too(workflow: 
 # What goes wrong.
 
 
+@pytest.mark.long
 def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Workflow) -> None:
     name = f"{UNLABELLED}/classes-0005-0009.h5"
     shard, student = workflow.root / name, workflow.root / ZEROQ / "student.safetensors"

@@ -91,6 +91,7 @@ def config(folder):
     return {"results": "r", "grid": grid, "models": models, **TINY}
 
 
+@pytest.mark.long
 def test_four_networks_of_the_zoos_go_through_the_whole_workflow(tmp_path, capsys):
     pytest.importorskip("timm")
     (tmp_path / "own_zoo.py").write_text(FACTORIES, "utf-8")
