@@ -113,12 +113,8 @@ def test_a_fine_tuning_that_diverges(made, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["student.work"]
 
 
-def test_a_fine_tuning_that_only_hurts_is_remarked(made, tmp_path, capsys, monkeypatch):
-    # Whether it hurts a toy depends on the machine: here the loss grows with every epoch.
-    losses = itertools.count(1.0)
-    monkeypatch.setattr("synq.finetuning.training.held_out_loss", lambda *_: next(losses))
-    words = finetune(made, tmp_path, made / "one.h5", "--learning-rate", "1e-6", "--holdout", "0.5")
-    assert main([str(word) for word in words]) == 0
+def measured(made, tmp_path):
+    """The metrics of the students that a fine-tuning of the first teacher left."""
     common = ["--teacher", made / "one.safetensors", "--device", "cpu", "--dataset", "digits"]
     reference, output = tmp_path / "teacher.json", tmp_path / "metrics.json"
     words = ["evaluate-teacher", *common, "--output", reference]
@@ -126,7 +122,16 @@ def test_a_fine_tuning_that_only_hurts_is_remarked(made, tmp_path, capsys, monke
     words = ["evaluate", *common, "--teacher-metrics", reference, "--output", output]
     words += ["--snapshots", tmp_path / "students.safetensors"]
     assert main([str(word) for word in words]) == 0
-    metrics = read_json(output, "metrics")
+    return read_json(output, "metrics")
+
+
+def test_a_fine_tuning_that_only_hurts_is_remarked(made, tmp_path, capsys, monkeypatch):
+    # Whether it hurts a toy depends on the machine: here the loss grows with every epoch.
+    losses = itertools.count(1.0)
+    monkeypatch.setattr("synq.finetuning.training.held_out_loss", lambda *_: next(losses))
+    words = finetune(made, tmp_path, made / "one.h5", "--learning-rate", "1e-6", "--holdout", "0.5")
+    assert main([str(word) for word in words]) == 0
+    metrics = measured(made, tmp_path)
     assert metrics["selected"]["epoch"] == 0
     # A network of random weights is at chance, which is told too.
     assert "do test set, mean and std belong to this network?" in metrics["remark"]
@@ -155,14 +160,7 @@ def test_a_fine_tuning_that_diverges_once_is_trained_anew_and_remarked(
     told = capsys.readouterr().out
     assert "the calibrated student is trained anew, at 0.1 of its learning rates" in told
     assert "going on after epoch 1" in told
-    common = ["--teacher", made / "one.safetensors", "--device", "cpu", "--dataset", "digits"]
-    reference, output = tmp_path / "teacher.json", tmp_path / "metrics.json"
-    words = ["evaluate-teacher", *common, "--output", reference]
-    assert main([str(word) for word in words]) == 0
-    words = ["evaluate", *common, "--teacher-metrics", reference, "--output", output]
-    words += ["--snapshots", tmp_path / "students.safetensors"]
-    assert main([str(word) for word in words]) == 0
-    remark = read_json(output, "metrics")["remark"]
+    remark = measured(made, tmp_path)["remark"]
     assert "diverged at finetune.learning_rate 1e-06 and began anew at a tenth of it" in remark
 
 
