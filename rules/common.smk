@@ -30,6 +30,7 @@ from synq.config.cost import (
     synthesis_minutes,
 )
 from synq.config.gpus import visible_gpus
+from synq.config.grid import wider
 from synq.config.jobs import listed
 from synq.config.needs import needs, refused_widths, unmet
 from synq.config.places import lacking
@@ -410,6 +411,19 @@ def reads(section, output):
         return []
 
     return note
+
+
+def start(wildcards):
+    """The student that a run begins with, if any: of the same method and seed, with more bits."""
+    names = wildcards.model, wildcards.method
+    begins = group_at("finetune", "finetune", *names).start
+    bits = wider(wildcards.bits) if begins == "wider" else None
+    return at(layout.STUDENT, **{**wildcards, "bits": bits}) if bits else []
+
+
+def flag_of_start(wildcards, input, threads):
+    """A function of the threads: Snakemake shall keep no record of it, the input says it."""
+    return ["--from-student", input.start] if input.start else []
 
 
 def image_set(wildcards):

@@ -5,6 +5,7 @@ rule finetune:
     input:
         teacher=at(layout.TEACHER),
         shards=shards,
+        start=start,
     output:
         student=at(layout.STUDENT),
         snapshots=at(layout.SNAPSHOTS),
@@ -25,6 +26,7 @@ rule finetune:
         folder=folder_of_shards,
         shards=names_of_shards,
         image_set=image_set,
+        start=flag_of_start,
         settings=flags_of("finetune", "model", "method"),
         record=record_of("finetune", "model", "method"),
         code=code("finetune"),
@@ -36,5 +38,5 @@ rule finetune:
         "python {params.program:q} finetune --teacher {input.teacher:q}"
         " --shard-folder {params.folder:q} --shards {params.shards:q}"
         " --bits {wildcards.bits:q} --method {wildcards.method:q} --image-set {params.image_set:q}"
-        " --seed {wildcards.seed:q} {params.settings:q} --output {output.student:q}"
+        " --seed {wildcards.seed:q} {params.start:q} {params.settings:q} --output {output.student:q}"
         " --snapshots {output.snapshots:q} --device {params.device:q} --threads {threads} > {log:q} 2>&1"

@@ -233,6 +233,10 @@ COMMANDS = {
             **_FOLDER,
             **_RUN,
             **_SEED,
+            "from_student": _path(
+                "a student of more bits whose weights this one begins with (default: none)",
+                required=False,
+            ),
             "output": _path("the selected student's checkpoint to write"),
             "snapshots": _path("the safetensors file of students to evaluate, to write"),
         },

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from synq.api.network import description, image_set_of, images_for, teacher_of
 from synq.api.result import Inspection, Measured, Result, Sensitivity
 from synq.api.settings import Run, image_settings, run_settings
+from synq.config.grid import wider
 from synq.config.images import RealImages
 from synq.config.model import Model
 from synq.data.datasets import Images
@@ -26,7 +27,13 @@ from synq.models.build import frozen
 from synq.models.teacher import Teacher, check_classes, read_teacher
 from synq.quantization.convert import bits_in_use, packed_bytes
 from synq.quantization.quantizers import Recipe
-from synq.quantization.student import read_student, student_at, student_of, student_tensors
+from synq.quantization.student import (
+    read_student,
+    student_at,
+    student_of,
+    student_tensors,
+    take_weights,
+)
 from synq.reporting.accuracy import confusion, doubt, top1
 from synq.reporting.inspection import inspect_model
 from synq.runtime.process import prepared, versions
@@ -310,13 +317,17 @@ def _fitting(
 
 def _trained(network: Teacher, shards: ImageSet, run: Run, bits: str, seed: int) -> _Trained:
     device = next(network.model.parameters()).device
-    images = training_images(shards, run.finetune, device)
+    images = training_images(network, shards, run.finetune, seed)
     student, recipe = student_at(network, bits, run.calibration, device)
     if run.calibration.mixed:
         recipe = chosen_recipe(
             network, student, recipe, images, run.calibration, run.finetune, seed
         )
         student = student_of(network, recipe).to(device)
+    rung = wider(bits) if run.finetune.start == "wider" else None
+    if rung:
+        above = _trained(network, shards, run, rung, seed).student
+        take_weights(student, above.state_dict(), network)
     calibrate_student(network, student, images, run.calibration, run.finetune, seed)
     for _ in reconstruct(network.model, student, images, run.finetune, seed):
         pass

@@ -77,7 +77,7 @@ def finetune_minutes(
     """Of one student that is trained on this many images, after so many forwards for its widths."""
     all_terms = settings.perturbation > 0 or settings.feature_weight > 0
     step = FULL_TRAINING if all_terms else TRAINING
-    passes = images * (settings.epochs + 1) / settings.processes
+    passes = images * (settings.epochs * settings.passes + 1) / settings.processes
     if settings.reconstruct != "off":
         # A step of every part is one of the network; each part has seen all images by both.
         passes += settings.reconstruct_steps * settings.reconstruct_batch_size

@@ -14,6 +14,12 @@ class Finetune:
     epochs: int = setting(100, "epochs, each of so many passes; 0: calibrated only", minimum=0)
     passes: int = setting(1, "passes over the synthetic images in an epoch", minimum=1)
     batch_size: int = setting(64, "images a step", minimum=1)
+    start: str = setting(
+        "network",
+        "what the weights begin as: network (its own), or wider (those of the student of the same "
+        "method and seed with one bit more for what has under 4 bits, which is made before)",
+        choices=("network", "wider"),
+    )
     optimizer: str = setting("sgd", "sgd (Nesterov), or adam (AdamW)", choices=("sgd", "adam"))
     learning_rate: float = setting(1e-5, "learning rate of the optimizer", above=0)
     scale_learning_rate: float = setting(
@@ -89,6 +95,13 @@ class Finetune:
         0.0,
         "largest change of an image's contrast, as a share of it; half of it, in standard "
         "deviations, of its brightness, and a quarter of each channel's; 0: off",
+        minimum=0,
+        maximum=0.9,
+    )
+    leaves: float = setting(
+        0.0,
+        "share of each pass that are dead leaves (synthesis.begin) as they are drawn, in place of "
+        "synthetic images; their labels are the network's answers; 0: off",
         minimum=0,
         maximum=0.9,
     )

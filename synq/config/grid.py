@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from synq.config.fields import setting
 from synq.errors import ConfigError
 
+LADDER = 4  # bits from which a student begins with the network's own weights
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -67,3 +69,12 @@ def parse_bits(bits: str, where: str = "bits") -> tuple[int, int]:
         if not 2 <= int(part) <= 8:
             raise ConfigError(f"{where} is {bits!r}; {name} of {part} bits are not among 2 to 8")
     return int(parts[0]), int(parts[1])
+
+
+def wider(bits: str) -> str | None:
+    """The widths of the next rung of a ladder: one bit more where there are under 4, as in
+    ``'w2a2'`` -> ``'w3a3'`` -> ``'w4a4'`` -> None.
+    """
+    weights, activations = (width + (width < LADDER) for width in parse_bits(bits))
+    found = f"w{weights}a{activations}"
+    return None if found == bits else found

@@ -41,6 +41,8 @@ def jobs(plan: Plan) -> Iterator[Job]:
                 names = {"model": model, "image_set": image_set, "seed": seed, "shard": shard}
                 place = f"{layout.IMAGES}/{{shard}}"
                 yield _job(rule, layout.SHARD, place, seconds=layout.SHARD_SECONDS, **names)
+    for run in plan.rungs():
+        yield _job("finetune", layout.STUDENT, layout.RUN, **run)
     for run in plan.runs():
         yield _job("finetune", layout.STUDENT, layout.RUN, **run)
         yield _job("evaluate", layout.METRICS, layout.RUN, **run)

@@ -16,7 +16,7 @@ from synq.config.evaluation import Evaluation
 from synq.config.export import Export
 from synq.config.fields import convert, mapping
 from synq.config.finetune import Finetune
-from synq.config.grid import Ablation, Accept, Grid, parse_bits
+from synq.config.grid import Ablation, Accept, Grid, parse_bits, wider
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
@@ -155,6 +155,17 @@ class Plan:
             for bits, method in self.grid.pairs():
                 for seed in self.grid.seeds:
                     yield {"model": model, "bits": bits, "method": method, "seed": seed}
+
+    def rungs(self) -> Iterator[dict[str, Any]]:
+        """The runs of more bits that those of the grid begin with, and that it has not itself."""
+        own = [*self.runs()]
+        for run in own:
+            begins = self.settings("finetune", run["model"], method=run["method"]).start
+            bits = wider(run["bits"]) if begins == "wider" else None
+            above = {**run, "bits": bits}
+            if bits and above not in own:
+                own.append(above)
+                yield above
 
 
 def shard_name(first: int, last: int) -> str:

@@ -19,9 +19,28 @@ class Images:
     def __init__(self, shards: ImageSource, settings: Finetune, device: torch.device) -> None:
         self.shards, self.settings, self.device = shards, settings, device
         self.train, self.held_out = split(shards.labels, settings.holdout)
+        self.labels = shards.labels
+        self.others: Tensor | None = None
         self.shape = shards.image_shape
         _, height, width = self.shape
         self.transfer = blur_transfer(height, width, settings.lowpass_sigma).to(device)
+
+    def add(self, others: Tensor, labels: Tensor) -> None:
+        """Other images ``[n, C, H, W]`` to train on, which take the place of some in each pass."""
+        self.others = others
+        self.labels = torch.cat([self.labels, labels])
+
+    def one_pass(self, generator: torch.Generator) -> Tensor:
+        """The positions of a pass in random order: as many as ``train`` has, the others among them.
+
+        Those whose place they take are others in each pass.
+        """
+        order = self.train[torch.randperm(len(self.train), generator=generator)]
+        if self.others is None:
+            return order
+        others = len(self.shards) + torch.arange(len(self.others))
+        order = torch.cat([order[len(others) :], others])
+        return order[torch.randperm(len(order), generator=generator)]
 
     def batches(
         self,
@@ -48,15 +67,24 @@ class Images:
                 images = images.to(self.device, non_blocking=True)
                 yield (
                     self._seen(images, crops, jitter, team.share(count)),
-                    self.shards.labels[rows].to(self.device),
+                    self.labels[rows].to(self.device),
                 )
 
     def _read(self, rows: Tensor) -> Tensor:
         if not len(rows):
             return torch.empty(0, *self.shape)
-        images = self.shards.images(rows)
+        images = self._images(rows)
         # From pinned memory a GPU copies while it computes.
         return images.pin_memory() if self.device.type == "cuda" else images
+
+    def _images(self, rows: Tensor) -> Tensor:
+        if self.others is None:
+            return self.shards.images(rows)
+        other = rows - len(self.shards)
+        images = torch.empty(len(rows), *self.shape)
+        images[other < 0] = self.shards.images(rows[other < 0])
+        images[other >= 0] = self.others[other[other >= 0]].float()
+        return images
 
     def _crops(self, count: int, generator: torch.Generator | None) -> Tensor | None:
         s = self.settings

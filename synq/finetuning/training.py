@@ -289,13 +289,10 @@ class Epochs:
         """One epoch, or the rest of it: the mean of each loss; or where it was stopped."""
         settings = self.objective.settings
         generator = generator_for(self.seed, "finetune", epoch)
-        train = self.images.train
         batches = [
             batch
             for _ in range(settings.passes)
-            for batch in train[torch.randperm(len(train), generator=generator)].split(
-                settings.batch_size
-            )
+            for batch in self.images.one_pass(generator).split(settings.batch_size)
         ]
         done, device = 0, self.images.device
         sums = torch.zeros(len(self.names), device=device)
@@ -323,7 +320,7 @@ class Epochs:
             asked = seen or self.team.size == 1
             if asked and not last and self.team.any(self.stopped(), device):
                 return {}, Part(step, sums, generator.get_state())
-        means = (sums / (len(train) * settings.passes)).tolist()
+        means = (sums / sum(map(len, batches))).tolist()
         return {"epoch": epoch, **dict(zip(self.names, means, strict=True))}, None
 
     def _set_rates(self, epoch: int, share: float) -> None:

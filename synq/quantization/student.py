@@ -53,6 +53,27 @@ def student_at(
     return student, recipe.resolved(quantized_names(student))
 
 
+def begin_with(student: nn.Module, path: Path | None, teacher: Teacher) -> None:
+    """Give a student that is not calibrated yet the weights of another one, of any widths.
+
+    None: it keeps its own. What is given is all that the network itself trains, and neither grids
+    nor BatchNorm's statistics: these are the network's until they are calibrated at the new widths.
+    """
+    if path is None:
+        return
+    tensors, record = read_checkpoint(path, "student")
+    check_teacher(record, teacher, path)
+    take_weights(student, tensors, teacher)
+
+
+def take_weights(student: nn.Module, tensors: Mapping[str, Tensor], teacher: Teacher) -> None:
+    """Copy from a student's state what the network has as parameters, in place."""
+    own = dict(student.named_parameters())
+    with torch.no_grad():
+        for name, _ in teacher.model.named_parameters():
+            own[name].copy_(tensors[name])
+
+
 def opened(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
     """A copy of a network that computes the same and has a student's quantizers, which are open.
 

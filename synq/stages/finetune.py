@@ -14,12 +14,13 @@ from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
+from synq.config.grid import wider
 from synq.errors import ConfigError
 from synq.finetuning.batches import Images
 from synq.finetuning.reconstruction import Fitted, reconstruct
 from synq.finetuning.resume import Work, begun
 from synq.finetuning.training import RESTART_FACTOR, Progress, finetune, terminations
-from synq.io.artifacts import write_checkpoint
+from synq.io.artifacts import file_sha256, write_checkpoint
 from synq.io.shards import ImageSource, ShardSet
 from synq.io.students import write_students
 from synq.models.teacher import Teacher, read_teacher
@@ -28,11 +29,13 @@ from synq.quantization.convert import bits_in_use, packed_bytes
 from synq.quantization.mixed import chosen_widths, room
 from synq.quantization.quantizers import Recipe
 from synq.quantization.sensitivity import Trial, losses_alone
-from synq.quantization.student import student_at, student_of
+from synq.quantization.student import begin_with, student_at, student_of
 from synq.runtime.process import generator_for, prepare, versions
 from synq.runtime.team import ALONE, Team, joined
 from synq.synthesis.gdfq import GeneratorTraining
+from synq.synthesis.leaves import dead_leaves
 
+LEAVES_AT_ONCE = 64
 TERMINATED = 128 + 15  # as shells say it of SIGTERM
 
 
@@ -51,8 +54,11 @@ def finetune_student(
     snapshots: Path,
     device: str,
     threads: int,
+    from_student: Path | None = None,
 ) -> int:
     """Write the selected student to ``output`` and all that evaluation needs to ``snapshots``.
+
+    ``from_student`` has the weights that it begins with; None: with the network's own.
 
     The work folder ``<output>.work`` holds the state after each epoch until both are written. The
     exit code: 0, or that of SIGTERM when the middle of an epoch was saved because of it.
@@ -73,6 +79,7 @@ def finetune_student(
         "calibration": dataclasses.asdict(calibration),
         "finetune": dataclasses.asdict(settings),
         "versions": versions(),
+        **_start(from_student, bits, settings),
     }
     shard_set = ShardSet(
         [shard_folder / path for path in shards],
@@ -83,7 +90,7 @@ def finetune_student(
     record["images"] = len(shard_set)
     record["shard_checksums"] = shard_set.checksums
     with joined(settings.processes, target) as team:
-        images = training_images(shard_set, settings, target)
+        images = training_images(network, shard_set, settings, seed)
         if calibration.mixed:
             before = begun(output, record)
             recipe = (
@@ -108,6 +115,7 @@ def finetune_student(
                 if not fitted:
                     if team.leads:
                         work.clear()
+                    begin_with(student, from_student, network)
                     calibrate_student(network, student, images, calibration, settings, seed)
                 if settings.reconstruct != "off":
                     ended = partial(_any, team, stopped, target)
@@ -142,11 +150,34 @@ def finetune_student(
     return 0
 
 
-def training_images(shards: ImageSource, settings: Finetune, device: torch.device) -> Images:
-    """The images as the training sees them; ConfigError where all of them are held out."""
+def _start(from_student: Path | None, bits: str, settings: Finetune) -> dict[str, str]:
+    """What the record says of the student that this one begins with; ConfigError where it lacks."""
+    rung = wider(bits) if settings.start == "wider" else None
+    if rung and not from_student:
+        raise ConfigError(f"finetune.start is wider; give --from-student, a student of {rung}")
+    return {"from_student": file_sha256(from_student)} if from_student else {}
+
+
+def training_images(network: Teacher, shards: ImageSource, settings: Finetune, seed: int) -> Images:
+    """The images as the training sees them, on the network's device.
+
+    The dead leaves that ``finetune.leaves`` asks for are drawn here, and kept as float16.
+    ConfigError where all synthetic ones are held out.
+    """
+    device = next(network.model.parameters()).device
     images = Images(shards, settings, device)
     if not len(images.train):
         raise ConfigError("finetune.holdout leaves no image to train on; lower it")
+    count = round(len(images.train) * settings.leaves) if settings.epochs else 0
+    if count:
+        generator = generator_for(seed, "leaves")
+        parts = [
+            dead_leaves(min(LEAVES_AT_ONCE, count - first), network.image_shape, generator).half()
+            for first in range(0, count, LEAVES_AT_ONCE)
+        ]
+        with torch.no_grad():
+            answers = [network.model(part.float().to(device)).argmax(1).cpu() for part in parts]
+        images.add(torch.cat(parts), torch.cat(answers))
     return images
 
 

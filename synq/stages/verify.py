@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synq.config import layout
+from synq.config.grid import wider
 from synq.config.plan import shard_name
 from synq.errors import ArtifactError, ConfigError, FormatError
 from synq.io.artifacts import FORMER, file_sha256, read_checkpoint, read_json
@@ -195,6 +196,7 @@ def _run(walk: Walk, names: Mapping[str, str]) -> None:
         _student(walk, snapshots, kept, names)
     if record is not None:
         _student(walk, student, record, names)
+        _rung(walk, student, record, names)
     if kept is not None and record is not None:
         shared = {k: v for k, v in kept.items() if k not in ("kind", "format", "checksum")}
         own = {key: record.get(key) for key in shared}
@@ -202,6 +204,18 @@ def _run(walk: Walk, names: Mapping[str, str]) -> None:
             walk.find("stale", student, "and students.safetensors beside it are of two runs")
     _metrics(walk, metrics, kept, names)
     _export(walk, export, student, names)
+
+
+def _rung(walk: Walk, path: Path, record: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """A finding where the wider student of a ladder is not the one that this one began with."""
+    digest, bits = record.get("from_student"), wider(names["bits"])
+    if not (digest and bits):
+        return
+    place = layout.STUDENT.format(**{**names, "bits": bits})
+    there = (walk.root / place).is_file()
+    if not there or file_sha256(walk.root / place) != digest:
+        other = "another" if there else "no"
+        walk.find("stale", path, f"began with a student that is gone: there is {other} {place}")
 
 
 def _snapshots(path: Path) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import pytest
 import torch
 import yaml
 from embedded import NAME, ROOT
-from running import HARD, SYNQ, TEACHER, UNLABELLED, ZEROQ, Workflow
+from running import HARD, RESULTS, SYNQ, TEACHER, UNLABELLED, ZEROQ, Workflow, jobs
 from safetensors.torch import load_file
 from snakemake.utils import update_config
 
 import synq
 from synq.config.plan import plan
-from synq.io.artifacts import read_checkpoint, read_json
+from synq.io.artifacts import file_sha256, read_checkpoint, read_json
 from synq.io.shards import ShardSet
 from synq.models.digits import resnet20
 from synq.models.teacher import read_teacher
@@ -74,6 +74,53 @@ def test_a_student_is_that_of_the_workflow_bit_for_bit(
     assert result.measured.student == metrics["selected"]["top1"]
     assert result.measured.calibrated == metrics["calibrated"]["top1"]
     assert result.measured.teacher == metrics["teacher"]["top1"]
+
+
+def test_a_ladder_begins_with_the_wider_student_in_both(workflow: Workflow) -> None:
+    text = "methods: {rising: {like: synq, finetune: {start: wider}}}"
+    runs = f"{RESULTS}/runs/{NAME}"
+    target = f"{runs}/w3a3/rising/seed0/metrics.json"
+    ran = workflow.run("--", target, overlay=text)
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {"finetune": 2, "evaluate": 1}
+    above, below = (
+        workflow.root / runs / bits / "rising/seed0/student.safetensors"
+        for bits in ("w4a4", "w3a3")
+    )
+    wanted, record = read_checkpoint(below, "student")
+    assert record["from_student"] == file_sha256(above)
+    # Without it the student is another one.
+    plain, _ = read_checkpoint(workflow.root / SYNQ / "student.safetensors", "student")
+    begun, _ = read_checkpoint(above, "student")
+    assert all(torch.equal(plain[name], begun[name]) for name in plain)
+
+    images = ShardSet(sorted((workflow.root / HARD).glob("*.h5")), record["teacher_sha256"])
+    whole = plan(tiny())
+    own = dict(whole.model_sections[NAME])
+    own["finetune"] = {**own["finetune"], **whole.methods["synq"].overrides.get("finetune", {})}
+    result = synq.quantize(
+        embedded(),
+        image_shape=(1, 16, 16),
+        mean=whole.models[NAME].mean,
+        std=whole.models[NAME].std,
+        bits="w3a3",
+        method="synq",
+        synthesis=own["synthesis"],
+        calibration=own.get("calibration"),
+        finetune={**own["finetune"], "start": "wider"},
+        device="cpu",
+        threads=1,
+        progress=False,
+    )
+    assert len(result.images) == len(images)
+    assert all(
+        torch.equal(value, wanted[name]) for name, value in result.student.state_dict().items()
+    )
+    # The narrow student is made again where the wide one was.
+    above.unlink()
+    assert jobs(workflow.plan("--", target, overlay=text)) == {}
+    slower = "methods: {rising: {like: synq, finetune: {start: wider, learning_rate: 2.0e-6}}}"
+    assert jobs(workflow.plan("--", target, overlay=slower)) == {"finetune": 2, "evaluate": 1}
 
 
 def test_a_student_of_the_workflow_is_loaded_with_its_teacher(finished: Workflow) -> None:

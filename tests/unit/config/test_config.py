@@ -12,7 +12,7 @@ from synq.config.evaluation import Evaluation
 from synq.config.export import Export
 from synq.config.fields import convert, flags, settings_of
 from synq.config.finetune import Finetune
-from synq.config.grid import parse_bits
+from synq.config.grid import parse_bits, wider
 from synq.config.images import TestSet
 from synq.config.model import PLACES, Model
 from synq.config.plan import STAGES as SECTIONS
@@ -327,6 +327,21 @@ def test_what_is_no_pair_of_widths_is_refused(bits):
 def test_widths_outside_2_to_8_are_refused(bits, part):
     assert f"{part} of" in message(parse_bits, bits, "grid.bits[0]")
     assert "not among 2 to 8" in message(parse_bits, bits)
+
+
+@pytest.mark.parametrize(
+    ("bits", "above"),
+    [
+        ("w2a2", "w3a3"),
+        ("w3a3", "w4a4"),
+        ("w2a4", "w3a4"),
+        ("w8a3", "w8a4"),
+        ("w4a4", None),
+        ("w8a8", None),
+    ],
+)
+def test_a_rung_is_one_bit_more_of_what_has_under_four(bits, above):
+    assert wider(bits) == above
 
 
 def another(field, kind):

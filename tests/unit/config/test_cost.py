@@ -35,6 +35,7 @@ def test_more_work_has_more_time():
     plain, full = Finetune(), Finetune(perturbation=0.01)
     limits = [finetune_minutes(LARGE, plain, n, gpu=True) for n in (1000, 5000)]
     assert limits[0] < limits[1] < finetune_minutes(LARGE, full, 5000, gpu=True)
+    assert limits[0] < finetune_minutes(LARGE, Finetune(passes=2), 1000, gpu=True)
     deep = Synthesis(deep_weight=0.02)
     assert synthesis_minutes(LARGE, Synthesis(), 1, gpu=True) < synthesis_minutes(
         LARGE, deep, 1, gpu=True

@@ -48,6 +48,22 @@ def test_no_two_jobs_share_a_file():
         assert len(paths) == len(set(paths))
 
 
+def test_a_ladder_has_the_rungs_that_the_grid_lacks_and_each_once():
+    grid = {
+        "models": ["digits-resnet20"],
+        "bits": ["w2a2", "w3a3"],
+        "methods": ["rising", "synq"],
+        "seeds": [0],
+    }
+    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+    rising = {"like": "synq", "finetune": {"start": "wider"}}
+    whole = planned(grid=grid, methods={**config["methods"], "rising": rising})
+    assert [run["bits"] for run in whole.rungs()] == ["w4a4"]
+    names = [job.name for job in jobs(whole) if job.rule == "finetune"]
+    assert names[0] == "digits-resnet20/w4a4/rising/seed0"
+    assert len(names) == len(set(names)) == 5
+
+
 def test_borrowed_images_are_made_by_their_relative_first():
     own = planned().models
     (name,) = own

@@ -55,7 +55,8 @@ EDITS = {
     "synthesis/canvas.py": {"synthesize"},
     "synthesis/conditional.py": {"synthesize"},
     "synthesis/swing.py": {"synthesize"},
-    "synthesis/parameters.py": {"synthesize"},
+    "synthesis/parameters.py": {"synthesize", "finetune"},  # spectra of dead leaves, too
+    "synthesis/leaves.py": {"synthesize", "finetune"},
     "models/features.py": {"finetune", "inspect"},
     "models/judgement.py": {"synthesize", "collect", "borrow", "finetune"},
     "data/refit.py": {"borrow"},

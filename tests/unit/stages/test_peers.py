@@ -9,12 +9,15 @@ import torch
 import yaml
 from embedded import NAME, ROOT, embedded_teacher
 
+from synq.config.finetune import Finetune
 from synq.config.plan import plan, shard_classes
+from synq.errors import ConfigError
+from synq.io.shards import ShardSet
 from synq.models.teacher import read_teacher
 from synq.quantization.convert import weight_quantizers
 from synq.quantization.student import read_student
 from synq.stages import finetune as stage
-from synq.stages.finetune import TERMINATED, finetune_student
+from synq.stages.finetune import TERMINATED, finetune_student, training_images
 from synq.stages.synthesize import synthesize_shard
 
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
@@ -113,3 +116,42 @@ def test_a_terminated_reconstruction_goes_on_to_the_same_student(
     assert f"going on after {after // 3} parts of the reconstruction" in capfd.readouterr().out
     for name in ("student.safetensors", "students.safetensors"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_leaves_take_the_place_of_some_images_in_each_pass_of_the_training(made):
+    network = read_teacher(made / "teacher.safetensors", torch.device("cpu"))
+    shards = ShardSet(sorted((made / "genie").iterdir()), network.sha256)
+    without = Finetune(holdout=0.25, lowpass="off")
+    plain = training_images(network, shards, without, 0)
+    settings = dataclasses.replace(without, leaves=0.4)
+    images, again = (training_images(network, shards, settings, 0) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    passes = [images.one_pass(generator) for _ in range(2)]
+    for rows in passes:
+        assert len(rows) == len(rows.unique()) == len(plain.train) == 30
+        assert (rows >= len(shards)).sum() == 12
+        assert not set(rows.tolist()) & set(images.held_out.tolist())
+    assert set(passes[0].tolist()) != set(passes[1].tolist())
+    # What is calibrated and held out are synthetic images alone.
+    assert torch.equal(images.train, plain.train)
+    assert torch.equal(images.held_out, plain.held_out)
+
+    rows = torch.tensor([3, 40, 12, 51])
+    ((seen, labels),) = images.batches([rows])
+    ((twin, _),) = again.batches([rows])
+    assert torch.equal(seen, twin)
+    ((own, named),) = plain.batches([rows[[0, 2]]])
+    assert torch.equal(seen[[0, 2]], own)
+    assert torch.equal(labels[[0, 2]], named)
+    # They are drawn with the run's seed, and labelled by the network.
+    ((other, _),) = training_images(network, shards, settings, 1).batches([rows])
+    assert not torch.equal(other[1], seen[1])
+    with torch.no_grad():
+        answers = network.model(seen[[1, 3]]).argmax(1)
+    assert torch.equal(labels[[1, 3]], answers)
+
+
+def test_a_rung_without_the_student_above_is_refused(made, tmp_path):
+    with pytest.raises(ConfigError, match=r"give --from-student, a student of w4a4$"):
+        run(made, "gdfq", tmp_path, start="wider")
+    assert not list(tmp_path.iterdir())

@@ -154,6 +154,24 @@ def test_a_student_of_another_run_than_its_snapshots_is_stale(results, capsys):
     assert exports == OTHER_STUDENT
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_student_of_another_rung_than_is_there_is_stale(results, capsys, there):
+    path = results / RUN.replace("w4a4", "w3a3") / "student.safetensors"
+    path.parent.mkdir(parents=True)
+    above = results / RUN / "student.safetensors"
+    tensors, record = read_checkpoint(above, "student")
+    whole = {**record, "bits": "w3a3", "from_student": file_sha256(above)}
+    write_checkpoint(path, "student", tensors, whole)
+    assert verified(capsys, 0) == []
+    if there:
+        write_checkpoint(path, "student", tensors, {**whole, "from_student": "0" * 64})
+    else:
+        shutil.rmtree(above.parent)
+    (line,) = verified(capsys, 1)
+    what = "another" if there else "no"
+    assert line.endswith(f"began with a student that is gone: there is {what} {RUN}/{above.name}")
+
+
 def test_a_packed_file_that_was_not_exported_with_its_record_is_named(results, capsys):
     path = results / RUN / "student.packed.safetensors"
     tensors, record = read_checkpoint(path, "packed")
