@@ -30,7 +30,6 @@ from synq.config.cost import (
     synthesis_minutes,
 )
 from synq.config.gpus import visible_gpus
-from synq.config.grid import wider
 from synq.config.jobs import listed
 from synq.config.needs import needs, refused_widths, unmet
 from synq.config.places import lacking
@@ -416,8 +415,7 @@ def reads(section, output):
 def start(wildcards):
     """The student that a run begins with, if any: of the same method and seed, with more bits."""
     names = wildcards.model, wildcards.method
-    begins = group_at("finetune", "finetune", *names).start
-    bits = wider(wildcards.bits) if begins == "wider" else None
+    bits = group_at("finetune", "finetune", *names).rung(wildcards.bits)
     return at(layout.STUDENT, **{**wildcards, "bits": bits}) if bits else []
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from synq.api.network import description, image_set_of, images_for, teacher_of
 from synq.api.result import Inspection, Measured, Result, Sensitivity
 from synq.api.settings import Run, image_settings, run_settings
-from synq.config.grid import wider
 from synq.config.images import RealImages
 from synq.config.model import Model
 from synq.data.datasets import Images
@@ -324,8 +323,7 @@ def _trained(network: Teacher, shards: ImageSet, run: Run, bits: str, seed: int)
             network, student, recipe, images, run.calibration, run.finetune, seed
         )
         student = student_of(network, recipe).to(device)
-    rung = wider(bits) if run.finetune.start == "wider" else None
-    if rung:
+    if rung := run.finetune.rung(bits):
         above = _trained(network, shards, run, rung, seed).student
         take_weights(student, above.state_dict(), network)
     calibrate_student(network, student, images, run.calibration, run.finetune, seed)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from synq.config.fields import PRECISIONS, setting
+from synq.config.grid import wider
 
 CAM_KINDS = ("off", "gradcam", "gradcam++")
 
@@ -158,3 +159,7 @@ class Finetune:
         "students kept: all (each epoch, for best_on_test), ends (calibrated, selected, last)",
         choices=("all", "ends"),
     )
+
+    def rung(self, bits: str) -> str | None:
+        """The widths of the student that one of ``bits`` begins with; None: the network's own."""
+        return wider(bits) if self.start == "wider" else None

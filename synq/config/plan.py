@@ -16,7 +16,7 @@ from synq.config.evaluation import Evaluation
 from synq.config.export import Export
 from synq.config.fields import convert, mapping
 from synq.config.finetune import Finetune
-from synq.config.grid import Ablation, Accept, Grid, parse_bits, wider
+from synq.config.grid import Ablation, Accept, Grid, parse_bits
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
@@ -160,8 +160,8 @@ class Plan:
         """The runs of more bits that those of the grid begin with, and that it has not itself."""
         own = [*self.runs()]
         for run in own:
-            begins = self.settings("finetune", run["model"], method=run["method"]).start
-            bits = wider(run["bits"]) if begins == "wider" else None
+            settings = self.settings("finetune", run["model"], method=run["method"])
+            bits = settings.rung(run["bits"])
             above = {**run, "bits": bits}
             if bits and above not in own:
                 own.append(above)

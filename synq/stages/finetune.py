@@ -14,7 +14,6 @@ from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
-from synq.config.grid import wider
 from synq.errors import ConfigError
 from synq.finetuning.batches import Images
 from synq.finetuning.reconstruction import Fitted, reconstruct
@@ -152,7 +151,7 @@ def finetune_student(
 
 def _start(from_student: Path | None, bits: str, settings: Finetune) -> dict[str, str]:
     """What the record says of the student that this one begins with; ConfigError where it lacks."""
-    rung = wider(bits) if settings.start == "wider" else None
+    rung = settings.rung(bits)
     if rung and not from_student:
         raise ConfigError(f"finetune.start is wider; give --from-student, a student of {rung}")
     return {"from_student": file_sha256(from_student)} if from_student else {}

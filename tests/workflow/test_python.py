@@ -89,7 +89,7 @@ def test_a_ladder_begins_with_the_wider_student_in_both(workflow: Workflow) -> N
     )
     wanted, record = read_checkpoint(below, "student")
     assert record["from_student"] == file_sha256(above)
-    # Without it the student is another one.
+    # At four bits a ladder begins with the network's own weights.
     plain, _ = read_checkpoint(workflow.root / SYNQ / "student.safetensors", "student")
     begun, _ = read_checkpoint(above, "student")
     assert all(torch.equal(plain[name], begun[name]) for name in plain)

@@ -12,10 +12,11 @@ from embedded import NAME, ROOT, embedded_teacher
 from synq.config.finetune import Finetune
 from synq.config.plan import plan, shard_classes
 from synq.errors import ConfigError
+from synq.io.artifacts import read_checkpoint
 from synq.io.shards import ShardSet
 from synq.models.teacher import read_teacher
 from synq.quantization.convert import weight_quantizers
-from synq.quantization.student import read_student
+from synq.quantization.student import begin_with, read_student, student_at, student_tensors
 from synq.stages import finetune as stage
 from synq.stages.finetune import TERMINATED, finetune_student, training_images
 from synq.stages.synthesize import synthesize_shard
@@ -155,3 +156,18 @@ def test_a_rung_without_the_student_above_is_refused(made, tmp_path):
     with pytest.raises(ConfigError, match=r"give --from-student, a student of w4a4$"):
         run(made, "gdfq", tmp_path, start="wider")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rung_begins_with_the_weights_above_and_with_nothing_else(made, tmp_path):
+    assert run(made, "gdfq", tmp_path, select="last") == 0
+    network = read_teacher(made / "teacher.safetensors", torch.device("cpu"))
+    calibration = planned("gdfq").settings("calibration", NAME, method="gdfq")
+    student, _ = student_at(network, "w2a2", calibration, torch.device("cpu"))
+    before = student_tensors(student)
+    path = tmp_path / "student.safetensors"
+    begin_with(student, path, network)
+    above, _ = read_checkpoint(path, "student")
+    parameters = {name for name, _ in network.model.named_parameters()}
+    assert not all(torch.equal(before[name], above[name]) for name in parameters)
+    for name, value in student_tensors(student).items():
+        assert torch.equal(value, (above if name in parameters else before)[name])
