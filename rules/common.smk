@@ -1,7 +1,5 @@
 # What all rules share: the checked config, the settings of each job as flags, and the names of
 # results. The only place with functions.
-import functools
-import hashlib
 import json
 import os
 import sys
@@ -17,26 +15,16 @@ os.environ.update(
 )
 
 from synq.config import layout
-from synq.config.model import MODEL_SETTINGS, PLACES
-from synq.errors import UserError
-from synq.config.cost import (
-    borrowing_minutes,
-    evaluation_minutes,
-    finetune_minutes,
-    finetune_threads,
-    kept_students,
-    sensitivity_forwards,
-    sensitivity_minutes,
-    synthesis_minutes,
-)
+from synq.config.cost import Limits, finetune_threads
+from synq.config.fields import flags
 from synq.config.gpus import visible_gpus
 from synq.config.jobs import listed
-from synq.config.needs import needs, refused_widths, unmet
+from synq.config.model import MODEL_SETTINGS
+from synq.config.needs import misfits, needs
 from synq.config.places import lacking
-from synq.config.plan import MODEL_STAGES, plan, shard_classes
-from synq.config.fields import flags
-from synq.config.fingerprint import factory_digest, stage_digest
-from synq.config.recorded import recorded
+from synq.config.plan import plan, shard_classes
+from synq.config.provenance import ZOOS, Provenance
+from synq.errors import UserError
 
 
 def misread():
@@ -96,8 +84,7 @@ LOGS = f"{RESULTS}/{layout.LOGS}"
 BENCHMARKS = f"{RESULTS}/{layout.BENCHMARKS}"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
-# Sources of models.
-ZOOS = [source for source, read in MODEL_SETTINGS.items() if "mirror" in read]
+# Sources of models that the user's own files are of.
 FILES = [source for source, read in MODEL_SETTINGS.items() if read.get("sha256")]
 RUN = layout.RUN
 SHARD = f"{layout.IMAGES}/{{shard}}"
@@ -123,70 +110,10 @@ EXPORTS = [at(layout.EXPORT, **run) for run in EXPORTED]
 INSPECTIONS = [at(layout.INSPECTION, model=model) for model in PLAN.grid.models]
 RUN_METRICS = [at(layout.METRICS, **run) for run in RUNS]
 
-# The settings of each job, by stage and wildcards: pairs of a section of the config and its values.
-SETTINGS = {
-    "model": {name: [("model", model)] for name, model in PLAN.models.items()},
-    **{
-        stage: {name: [(stage, PLAN.settings(stage, name))] for name in PLAN.models}
-        for stage in MODEL_STAGES
-    },
-    # The test set's names and how its images are cropped go with the file.
-    "export": {
-        name: [(stage, PLAN.settings(stage, name)) for stage in ("export", "test")]
-        for name in PLAN.models
-    },
-    "images": {
-        name: {
-            key: [(chosen.stage, PLAN.image_settings(name, key))]
-            for key, chosen in PLAN.image_sets.items()
-        }
-        for name in PLAN.models
-    },
-    "sensitivity": {
-        name: {
-            method: [("calibration", PLAN.settings("calibration", name, method=method))]
-            for method in PLAN.methods
-        }
-        for name in PLAN.models
-    },
-    "finetune": {
-        name: {
-            method: [
-                (section, PLAN.settings(section, name, method=method))
-                for section in ("calibration", "finetune")
-            ]
-            for method in PLAN.methods
-        }
-        for name in PLAN.models
-    },
-}
-
-
-def settings_at(stage, names):
-    """The settings of a job; Snakemake's own ``lookup`` walks through all of them for every job."""
-    return functools.reduce(dict.__getitem__, names, SETTINGS[stage])
-
-
-def group_at(section, stage, *names):
-    """One of the settings of a job."""
-    return dict(settings_at(stage, names))[section]
-
-
-@functools.cache
-def flags_at(stage, *names):
-    found = []
-    for _, group in settings_at(stage, names):
-        away = () if getattr(group, "source", "") in ZOOS else PLACES
-        found += flags(group, without=away)
-    return found
-
-
-@functools.cache
-def record_at(stage, *names):
-    groups = settings_at(stage, names)
-    return [
-        line for key, group in groups for line in recorded(key, group, without=PLACES)
-    ]
+# What the parameters of the rules are, and the minutes that they may take.
+PROVENANCE = Provenance(PLAN)
+LIMITS = Limits(PLAN, gpu=GPUS > 0)
+code = PROVENANCE.code
 
 
 def flags_of(stage, *names):
@@ -195,94 +122,34 @@ def flags_of(stage, *names):
     Snakemake keeps no record of parameters that depend on the threads. So it shall be with these,
     for ``record_of`` has what counts.
     """
-    return lambda wildcards, threads: flags_at(
+    return lambda wildcards, threads: PROVENANCE.flags(
         stage, *(wildcards[name] for name in names)
     )
 
 
 def record_of(stage, *names):
     """What a job's results depend on, of the same settings: those not at their baseline."""
-    return lambda wildcards: record_at(stage, *(wildcards[name] for name in names))
-
-
-@functools.cache
-def factory_at(model):
-    """Digest of the user's own function that makes the network; empty for other sources."""
-    return factory_digest(PLAN.models[model].factory)
+    return lambda wildcards: PROVENANCE.record(
+        stage, *(wildcards[name] for name in names)
+    )
 
 
 def factory(wildcards):
-    return factory_at(wildcards.model)
-
-
-@functools.cache
-def code(stage):
-    """Digest of a stage's code; it is asked for with every job."""
-    return stage_digest(stage)
-
-
-def recipe(stage, model, method="", image_set="", **_):
-    """Digest of all that the stages before ``stage`` depend on, for its jobs' params.
-
-    A job that a changed setting started, and that was killed, has taken its old output with it.
-    Snakemake does not miss a file between the stages while the last file is there, but it does
-    notice that the last file was made by another recipe.
-    """
-    image_set = image_set or (PLAN.methods[method].images if method else "")
-    steps = [[record_at("model", model), code("fetch")]]
-    if PLAN.models[model].source == "python":
-        steps.append(factory_at(model))
-    made_by = PLAN.image_rule(model, image_set) if image_set else ""
-    if stage in ("sensitivity", "finetune", "evaluate", "export"):
-        steps += [record_at("images", model, image_set), code(made_by)]
-    if made_by == "borrow":
-        maker = PLAN.maker(model, image_set)
-        lent = record_at("images", maker, image_set), code("synthesize")
-        steps += [recipe("synthesize", maker), *lent]
-    if stage in ("evaluate", "export"):
-        steps += [record_at("finetune", model, method), code("finetune")]
-    return hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
+    """Digest of the user's own function that makes the network."""
+    return PROVENANCE.factory(wildcards.model)
 
 
 def made_from(stage):
-    """The recipe of a job's inputs, as a function of its wildcards."""
-    return lambda wildcards: recipe(stage, **wildcards)
-
-
-def inspected(model):
-    """What an inspection's findings are of: the teacher, and how it was looked at."""
-    return f"{recipe('inspect', model)}-{code('inspect')}"
-
-
-def misfits():
-    """A line for each setting that a network of the grid is known not to fit.
-
-    Known from its inspection, if that is of the teacher as it is or would be made now. A job that
-    runs again hides from Snakemake all other reasons of those that depend on it, if its output is
-    ancient to them: so the inspection does not run again for what a method needs, and its findings
-    are looked at here.
-    """
-    for model in (*PLAN.grid.models, *PLAN.lenders()):
-        try:
-            with open(at(layout.INSPECTION, model=model), encoding="utf-8") as file:
-                found = json.load(file)
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, dict) and found.get("recipe") == inspected(model):
-            required = needs(PLAN, model)
-            refusals = {**found["refusals"], **refused_widths(found, required)}
-            for line in unmet(refusals, required):
-                yield f"{model} does not fit: {line}"
+    """Digest of what a job's inputs are made from, as a function of its wildcards."""
+    names = "model", "method", "image_set"
+    return lambda wildcards: PROVENANCE.made_from(
+        stage, **{name: wildcards[name] for name in names if name in wildcards.keys()}
+    )
 
 
 def made_from_runs(wildcards):
-    """The recipes of all runs, and what evaluates them."""
-    recipes = [recipe("evaluate", **run) for run in RUNS]
-    last = [
-        record_at(stage, model) for stage in MODEL_STAGES for model in PLAN.grid.models
-    ]
-    last += [code("evaluate_teacher"), code("evaluate"), code("export")]
-    return hashlib.sha256(repr([recipes, last]).encode()).hexdigest()[:16]
+    """The same of all runs."""
+    return PROVENANCE.made_from_runs()
 
 
 def one_of(names):
@@ -363,7 +230,7 @@ def ablation_metrics(wildcards):
 def processes(wildcards):
     """The processes of a fine-tuning, with a GPU each."""
     names = wildcards.model, wildcards.method
-    return group_at("finetune", "finetune", *names).processes
+    return dict(PROVENANCE.groups("finetune", *names))["finetune"].processes
 
 
 def threads_of_student(wildcards):
@@ -415,7 +282,8 @@ def reads(section, output):
 def start(wildcards):
     """The student that a run begins with, if any: of the same method and seed, with more bits."""
     names = wildcards.model, wildcards.method
-    bits = group_at("finetune", "finetune", *names).rung(wildcards.bits)
+    groups = dict(PROVENANCE.groups("finetune", *names))
+    bits = groups["finetune"].rung(wildcards.bits)
     return at(layout.STUDENT, **{**wildcards, "bits": bits}) if bits else []
 
 
@@ -488,45 +356,12 @@ def minutes(base):
     )
 
 
-def time_of_shard(wildcards):
-    name, image_set = wildcards.model, wildcards.image_set
-    ((_, settings),) = SETTINGS["images"][name][image_set]
-    count = len(shard_classes(wildcards.shard))
-    return synthesis_minutes(PLAN.models[name], settings, count, gpu=GPUS > 0)
+def within(limit, *names):
+    """The same of one of the ``LIMITS``, which takes these wildcards."""
+    return minutes(lambda wildcards: limit(*(wildcards[name] for name in names)))
 
 
-def time_of_borrowing(wildcards):
-    name, image_set = wildcards.model, wildcards.image_set
-    ((_, settings),) = SETTINGS["images"][name][image_set]
-    count = len(shard_classes(wildcards.shard)) * settings.images_per_class
-    return borrowing_minutes(PLAN.models[name], count, gpu=GPUS > 0)
-
-
-def time_of_student(wildcards):
-    name, method = wildcards.model, wildcards.method
-    ((_, images),) = SETTINGS["images"][name][PLAN.methods[method].images]
-    model, settings = PLAN.models[name], group_at("finetune", "finetune", name, method)
-    count = images.images_per_class * model.classes
-    widths = sensitivity_forwards(group_at("calibration", "finetune", name, method))
-    return finetune_minutes(model, settings, count, gpu=GPUS > 0, widths=widths)
-
-
-def time_of_sensitivity(wildcards):
-    settings = group_at("calibration", "sensitivity", wildcards.model, wildcards.method)
-    return sensitivity_minutes(PLAN.models[wildcards.model], settings, gpu=GPUS > 0)
-
-
-def time_of_evaluation(wildcards):
-    """Of a run's students; of the teacher where there is no method."""
-    name, method = wildcards.model, getattr(wildcards, "method", "")
-    students = (
-        kept_students(group_at("finetune", "finetune", name, method)) if method else 1
-    )
-    test = group_at("test", "test", name)
-    return evaluation_minutes(PLAN.models[name], test, students, gpu=GPUS > 0)
-
-
-for line in misfits():
+for line in misfits(PLAN, PROVENANCE):
     print(f"config error: {line}", file=sys.stderr)
     sys.exit(2)
 

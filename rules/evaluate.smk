@@ -20,7 +20,7 @@ rule evaluate_teacher:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(time_of_evaluation),
+        runtime=within(LIMITS.evaluation, "model"),
         gpu=int(GPUS > 0),
     params:
         device=device,
@@ -58,7 +58,7 @@ rule evaluate:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(time_of_evaluation),
+        runtime=within(LIMITS.evaluation, "model", "method"),
         gpu=int(GPUS > 0),
     params:
         folder=folder_of_shards,

@@ -18,7 +18,7 @@ rule finetune:
     threads: threads_of_student
     resources:
         mem_mb=megabytes(4000),
-        runtime=minutes(time_of_student),
+        runtime=within(LIMITS.student, "model", "method"),
         gpu=gpus_of_processes,
     params:
         program=program,

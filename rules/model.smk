@@ -89,7 +89,7 @@ rule inspect:
         runtime=minutes(10),
     params:
         required=lambda wildcards, threads: needs(PLAN, wildcards.model),
-        recipe=lambda wildcards, threads: inspected(wildcards.model),
+        recipe=lambda wildcards, threads: PROVENANCE.inspected(wildcards.model),
     message:
         "Looking whether {wildcards.model} fits."
     shell:

@@ -17,7 +17,7 @@ rule sensitivity:
     threads: 2
     resources:
         mem_mb=megabytes(4000),
-        runtime=minutes(time_of_sensitivity),
+        runtime=within(LIMITS.sensitivity, "model", "method"),
         gpu=int(GPUS > 0),
     params:
         device=device,

@@ -22,7 +22,7 @@ rule synthesize:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(time_of_shard),
+        runtime=within(LIMITS.shard, "model", "image_set", "shard"),
         gpu=int(GPUS > 0),
     params:
         classes=classes,
@@ -58,7 +58,7 @@ rule collect:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(time_of_shard),
+        runtime=within(LIMITS.shard, "model", "image_set", "shard"),
         gpu=int(GPUS > 0),
     params:
         classes=classes,
@@ -95,7 +95,7 @@ rule borrow:
     threads: 1
     resources:
         mem_mb=megabytes(3000),
-        runtime=minutes(time_of_borrowing),
+        runtime=within(LIMITS.borrowing, "model", "image_set", "shard"),
         gpu=int(GPUS > 0),
     params:
         device=device,

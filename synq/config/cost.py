@@ -1,5 +1,7 @@
 """How long a job may take, from its settings: the only place with measured times.
 
+``Limits`` has the minutes of the jobs of a plan; the functions below it count them.
+
 The unit is F, a full-precision forward of one image; docs/guide.md has the F of an
 image in each stage. On one core of a server a ResNet-18 at 224 px takes 42 ms and a CIFAR ResNet-20
 at 32 px 1.5 ms: 0.8 and 1.4 us a pixel. A GPU is taken for twenty such cores, which is far too
@@ -7,11 +9,13 @@ little, and not measured. Limits are three times the estimate, and grow with eac
 """
 
 import math
+from dataclasses import dataclass
 
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
+from synq.config.plan import Plan, shard_classes
 from synq.config.synthesis import NETWORKS, Synthesis
 
 SECONDS_A_PIXEL = 1.4e-6  # of a forward, on one core
@@ -30,6 +34,51 @@ MOST_LAYERS = 150  # with a weight; how many there are the config does not say
 # Of a folder or an array the number of images is not known: ImageNet's.
 TEST_IMAGES = {"none": 0, "digits": 599, "cifar10": 10_000, "cifar100": 10_000}
 MOST_TEST_IMAGES = 50_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Minutes that the first attempt of each job of a plan may take, on a GPU or without."""
+
+    plan: Plan
+    gpu: bool
+
+    def shard(self, model: str, image_set: str, shard: str) -> int:
+        """Of images that are made or collected."""
+        settings, classes = self.plan.image_settings(model, image_set), len(shard_classes(shard))
+        return synthesis_minutes(self.plan.models[model], settings, classes, gpu=self.gpu)
+
+    def borrowing(self, model: str, image_set: str, shard: str) -> int:
+        """Of images that are a relative's."""
+        settings = self.plan.image_settings(model, image_set)
+        images = len(shard_classes(shard)) * settings.images_per_class
+        return borrowing_minutes(self.plan.models[model], images, gpu=self.gpu)
+
+    def student(self, model: str, method: str) -> int:
+        """Of a calibration and a fine-tuning."""
+        chosen = self.plan.models[model]
+        images = self.plan.image_settings(model, self.plan.methods[method].images)
+        calibration = self.plan.settings("calibration", model, method=method)
+        return finetune_minutes(
+            chosen,
+            self.plan.settings("finetune", model, method=method),
+            images.images_per_class * chosen.classes,
+            gpu=self.gpu,
+            widths=sensitivity_forwards(calibration),
+        )
+
+    def sensitivity(self, model: str, method: str) -> int:
+        """Of the table of all layers."""
+        settings = self.plan.settings("calibration", model, method=method)
+        return sensitivity_minutes(self.plan.models[model], settings, gpu=self.gpu)
+
+    def evaluation(self, model: str, method: str = "") -> int:
+        """Of a run's students; of the teacher where there is no method."""
+        students = 1
+        if method:
+            students = kept_students(self.plan.settings("finetune", model, method=method))
+        test = self.plan.settings("test", model)
+        return evaluation_minutes(self.plan.models[model], test, students, gpu=self.gpu)
 
 
 def synthesis_minutes(

@@ -1,10 +1,14 @@
 """What the runs of a config need of a network, to be found out before any image is made."""
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from synq.config import layout
 from synq.config.calibration import kept_bits, size_in_bytes, unmatched
 from synq.config.plan import Plan
+from synq.config.provenance import Provenance
 from synq.errors import ConfigError, nearest
 
 # The settings that not every network fits, with their value where it decides.
@@ -110,3 +114,25 @@ def unmet(refusals: Mapping[str, str], required: Sequence[str]) -> list[str]:
             have = "method {} has" if len(names) == 1 else "methods {} have"
             found.append(f"{have.format(', '.join(names))} {name}: {value}, but {refusal}")
     return found
+
+
+def misfits(plan: Plan, provenance: Provenance) -> Iterator[str]:
+    """A line for each setting that a network of the grid is known not to fit.
+
+    Known from its inspection among the results, if that is of the teacher as it is or would be made
+    now. A job that runs again hides from Snakemake all other reasons of those that depend on it, if
+    its output is ancient to them: so the inspection does not run again for what a method needs, and
+    its findings are looked at here.
+    """
+    for model in (*plan.grid.models, *plan.lenders()):
+        path = os.path.join(plan.results, layout.INSPECTION.format(model=model))
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and found.get("recipe") == provenance.inspected(model):
+            required = needs(plan, model)
+            refusals = {**found["refusals"], **refused_widths(found, required)}
+            for line in unmet(refusals, required):
+                yield f"{model} does not fit: {line}"
