@@ -179,6 +179,8 @@ def synthesize(
         network = teacher_of(model, settings, name, target)
         if of_classes is not None:
             shards = [list(of_classes)]
+            if not shards[0]:
+                raise ConfigError("of_classes is empty; name classes, or leave it out for all")
             check_classes(shards[0], network)
         images = image_set_of(network, shards, seed, made)
     if mean is None or std is None:  # then nobody knows what the network takes

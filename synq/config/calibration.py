@@ -50,7 +50,11 @@ class Calibration:
         choices=("minmax", "mse"),
     )
     ends_bits: int = setting(
-        0, "bits of the first and the last layer's weights; 0: as all others", minimum=0, maximum=8
+        0,
+        "bits of the first and the last layer's weights, in the order in which the network defines "
+        "its layers; 0: as all others",
+        minimum=0,
+        maximum=8,
     )
     keep_bits: tuple[str, ...] = setting(
         (),

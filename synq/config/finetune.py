@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from synq.config.fields import PRECISIONS, setting
 from synq.config.grid import wider
+from synq.errors import ConfigError
 
 CAM_KINDS = ("off", "gradcam", "gradcam++")
 
@@ -159,6 +160,22 @@ class Finetune:
         "students kept: all (each epoch, for best_on_test), ends (calibrated, selected, last)",
         choices=("all", "ends"),
     )
+
+    def __post_init__(self) -> None:
+        aligned = self.cam_weight if self.cam != "off" else 0.0
+        again = self.distillation_weight + self.ce_weight + self.block_weight
+        again += self.activation_weight
+        moved = again + self.feature_weight * self.perturbed_features
+        if self.epochs and not again + self.feature_weight + aligned:
+            raise ConfigError(
+                "every weight of the objective is 0; raise one, as distillation_weight, or write "
+                "epochs: 0"
+            )
+        if self.epochs and self.perturbation and not moved:
+            raise ConfigError(
+                f"perturbation is {self.perturbation:g}, and no term that counts at x' has a "
+                "weight; set perturbation: 0, or raise one, as distillation_weight"
+            )
 
     def rung(self, bits: str) -> str | None:
         """The widths of the student that one of ``bits`` begins with; None: the network's own."""

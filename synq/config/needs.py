@@ -44,10 +44,11 @@ def _of_runs(plan: Plan, model: str, method: str) -> list[str]:
     calibration = plan.settings("calibration", model, method=method)
     finetune = plan.settings("finetune", model, method=method)
     budget = calibration.budget
+    trained, aligned = finetune.epochs > 0, finetune.cam != "off" and finetune.cam_weight > 0
     wanted = {
-        "finetune.cam": finetune.cam if finetune.cam != "off" else "",
-        "finetune.feature_weight": finetune.feature_weight,
-        "finetune.block_weight": finetune.block_weight,
+        "finetune.cam": finetune.cam if trained and aligned else "",
+        "finetune.feature_weight": finetune.feature_weight if trained else 0,
+        "finetune.block_weight": finetune.block_weight if trained else 0,
         "finetune.reconstruct": finetune.reconstruct if finetune.reconstruct != "off" else "",
         "calibration.range_source": (
             "generator" if calibration.range_source == "generator" else ""
@@ -55,7 +56,9 @@ def _of_runs(plan: Plan, model: str, method: str) -> list[str]:
         "calibration.budget": f"{budget}{_FROM}{min(calibration.widths)}" if budget else "",
     }
     named = [f"{setting}={value}" for setting, value in wanted.items() if value]
-    return named + [f"calibration.keep_bits={pair}" for pair in calibration.keep_bits]
+    # What a wider scope adds has names that others have not.
+    scope = "" if calibration.scope == "calls" else f"{_IN}{calibration.scope}"
+    return named + [f"calibration.keep_bits={pair}{scope}" for pair in calibration.keep_bits]
 
 
 def _of_images(plan: Plan, model: str, image_set: str) -> list[str]:
@@ -70,6 +73,8 @@ def _of_images(plan: Plan, model: str, image_set: str) -> list[str]:
 
 # Between a budget and the smallest of the widths.
 _FROM = " with widths from "
+# Between a pair of ``keep_bits`` and the scope, where that is not calls.
+_IN = " with scope "
 
 
 def refused_widths(found: Mapping[str, Any], required: Sequence[str]) -> dict[str, str]:
@@ -81,8 +86,10 @@ def refused_widths(found: Mapping[str, Any], required: Sequence[str]) -> dict[st
     for setting in {word.partition(":")[2] for word in required}:
         name, _, value = setting.partition("=")
         if name == "calibration.keep_bits":
-            (pattern,) = kept_bits((value,))
-            refusals[setting] = unmatched(pattern, found["names"])
+            pair, _, scope = value.partition(_IN)
+            (pattern,) = kept_bits((pair,))
+            known = found["scopes"].get(scope, found)["names"]
+            refusals[setting] = unmatched(pattern, known)
         elif name == "calibration.budget":
             size, _, least = value.partition(_FROM)
             more = found["quantized_parameters"] * (int(least) - 2) // 8

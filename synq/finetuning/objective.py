@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synq.config.finetune import Finetune
+from synq.errors import ConfigError
 from synq.finetuning.losses import ROUNDED, TERMS, View
 from synq.finetuning.saliency import activation_map
 from synq.models.features import cam_layer, feature_blocks, residual_units
@@ -62,6 +63,11 @@ class Objective:
             # Of the student's some may be kept in full precision, and others may be sums.
             own = activation_quantizers(student)
             self.rounded = [name for name in activation_quantizers(self.teacher) if name in own]
+            if not self.rounded:
+                raise ConfigError(
+                    "finetune.activation_weight is above 0, and every activation is kept in full "
+                    "precision; set it to 0"
+                )
         self._stack = contextlib.ExitStack()
         self._of_teacher: Features = {}
         self._of_student: Features = {}

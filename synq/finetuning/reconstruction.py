@@ -125,7 +125,9 @@ class _Part:
         (one, _), *_ = images.batches([rows[:1]])
         size = sum(tensor.numel() * BYTES for tensor in self._look(one))
         room = max(settings.reconstruct_memory * MEGABYTE // size, 1)
-        self.turns = rows.split(room)
+        # They are drawn batch by batch, so that a turn ends where a batch does.
+        whole = room - room % settings.reconstruct_batch_size
+        self.turns = rows.split(whole or room)
 
     def fit(
         self, generator: torch.Generator, place: str, ended: Callable[[], bool]
@@ -150,6 +152,8 @@ class _Part:
                 if ended():
                     return None
                 if step and step % turn == 0:
+                    # What was seen goes first: both would be twice the memory that is allowed.
+                    del seen
                     seen = next(turns)
                 _follow_cosine(optimizers[:1], rates, step / count)
                 batch = torch.randperm(len(seen.given), generator=generator)

@@ -173,7 +173,7 @@ def _ends_of_sizes(flow: _Flow) -> list[_Made]:
 
 
 def cam_layer(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
-    """Name of the last convolution, in the order of execution, whose output has over one pixel.
+    """Name of the last convolution before the logits, in the order of execution, over one pixel.
 
     A 1x1 classifier convolution after the pooling (MobileNetV2) has a map of one pixel, which the
     normalisation turns into a constant: aligning it would teach nothing. Nor is there a map where
@@ -184,27 +184,32 @@ def cam_layer(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
     convolutions: dict[str, nn.Module] = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
     }
-    example = next(model.parameters()).new_zeros(1, *image_shape)
-    with torch.no_grad(), recorded(convolutions | attentions) as record:
-        model(example)
+    example = next(model.parameters()).new_zeros(1, *image_shape).requires_grad_()
+    with torch.enable_grad(), recorded(convolutions | attentions) as record:
+        logits = model(example)
     # Some networks' own convolutions give a pair of maps (octave convolutions): not one to align.
-    spatial = [
-        name
+    maps = {
+        name: output
         for name, output in record.items()
-        if name in attentions
-        or (isinstance(output, Tensor) and output.shape[-1] * output.shape[-2] > 1)
-    ]
-    if not spatial:
+        if name in convolutions
+        and isinstance(output, Tensor)
+        and output.shape[-1] * output.shape[-2] > 1
+    }
+    # An auxiliary head, which a network computes beside its logits, is none that they come from.
+    slopes = torch.autograd.grad(logits.sum(), [*maps.values()], allow_unused=True) if maps else ()
+    used = {name for name, slope in zip(maps, slopes, strict=True) if slope is not None}
+    order = [name for name in record if name in used or name in attentions]
+    if not order:
         raise ModelError(
             "no convolution of the model has an output of more than one pixel, so there is no "
             "class activation map; set finetune.cam: off"
         )
-    if spatial[-1] in attentions:
+    if order[-1] in attentions:
         raise ModelError(
             "the model attends after its last convolution, so there is no class activation map of "
             "a transformer; set finetune.cam: off"
         )
-    return spatial[-1]
+    return order[-1]
 
 
 def residual_units(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:

@@ -17,11 +17,7 @@ LINEAR: tuple[type[nn.Linear], ...] = (nn.Linear, NonDynamicallyQuantizableLinea
 
 def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     """Name -> BatchNorm layer; ModelError where there is none with running statistics."""
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
-    }
+    layers = statistical(model)
     if not layers:
         raise ModelError(
             "the model has no BatchNorm layer with running statistics to synthesize images from; "
@@ -30,6 +26,15 @@ def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
             "few real ones (method few-shot), and for a transformer synthesis.prior: patches"
         )
     return layers
+
+
+def statistical(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """Name -> BatchNorm layer with running statistics; empty where there is none."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    }
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:

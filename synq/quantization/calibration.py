@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from synq.config.calibration import Calibration
 from synq.errors import DivergenceError
-from synq.quantization.affine import channel_ranges, fake_quantize, grid_of_range
+from synq.models.structure import statistical
+from synq.quantization.affine import channel_ranges, fake_quantize
 from synq.quantization.convert import activation_quantizers, observing, weight_quantizers
 from synq.quantization.layers import QuantizedWeight
 from synq.quantization.quantizers import Quantizer
@@ -45,7 +46,8 @@ class Observer:
         lo, hi = lo.clamp_max(0), hi.clamp_min(0)
         estimator = "minmax" if self.quantizer.whole else self.settings.range_estimator
         if estimator == "mse":
-            clip = best_clip(output, self.quantizer.bits, self.settings.range_power)
+            power = self.settings.range_power
+            clip = best_clips(sample(output), self.quantizer, lo, hi, power)
             lo, hi = lo * clip, hi * clip
         if self.batches == 0:
             self.lo, self.hi = lo, hi
@@ -63,38 +65,40 @@ class Observer:
         self.quantizer.set_range(self.lo * ratio, self.hi * ratio)
 
 
-def best_clip(output: Tensor, bits: int, power: float) -> float:
-    """The factor on both ends of the range with the smallest mean |x - quantized(x)|^p."""
-    values = output.flatten()
-    values = values[:: max(len(values) // SAMPLE, 1)]
-    lo, hi = values.min().clamp_max(0), values.max().clamp_min(0)
-    errors = [
-        (fake_quantize(values, grid_of_range(lo * clip, hi * clip, bits)) - values)
-        .abs()
-        .pow(power)
-        .mean()
-        for clip in CLIPS
-    ]
-    return CLIPS[int(torch.stack(errors).argmin())]
+def best_clips(
+    values: Tensor, quantizer: Quantizer, lo: Tensor, hi: Tensor, power: float
+) -> Tensor:
+    """For each grid of a quantizer the factor of ``CLIPS`` with the smallest error, as ``lo``.
 
-
-def best_channel_clips(weight: Tensor, bits: int, power: float) -> Tensor:
-    """For each output channel (first axis) the factor of ``CLIPS`` with the smallest error.
-
-    The error is the mean of |w - quantized(w)|^p; the result has the axes of ``channel_ranges``.
+    The error is the mean of |v - rounded(v)|^p, where the grid spans ``[lo, hi]`` times the factor.
+    ``lo`` and ``hi`` have the axes of ``channel_ranges`` where each channel, the first axis of
+    ``values``, has its grid, and no axis where all have one.
     """
-    lo, hi = channel_ranges(weight)
+    channels = min(lo.dim(), 1)
     errors = torch.stack(
         [
-            (fake_quantize(weight, grid_of_range(lo * clip, hi * clip, bits)) - weight)
+            (fake_quantize(values, quantizer.spanning(lo * clip, hi * clip)) - values)
             .abs()
             .pow(power)
-            .flatten(1)
-            .mean(1)
+            .flatten(channels)
+            .mean(-1)
             for clip in CLIPS
         ]
     )
-    return torch.tensor(CLIPS, device=weight.device)[errors.argmin(0)].view_as(lo)
+    return torch.tensor(CLIPS, device=lo.device)[errors.argmin(0).to(lo.device)].view_as(lo)
+
+
+def sample(values: Tensor) -> Tensor:
+    """At most ``SAMPLE`` of the values, drawn the same way each time.
+
+    Not evenly spaced: such places are in step with the rows of a feature map, and may all be at
+    its edge.
+    """
+    values = values.flatten()
+    if len(values) <= SAMPLE:
+        return values
+    generator = torch.Generator().manual_seed(0)
+    return values[torch.randint(len(values), (SAMPLE,), generator=generator).to(values.device)]
 
 
 def set_weight_ranges(student: nn.Module, settings: Calibration) -> None:
@@ -112,8 +116,7 @@ def set_weight_range(layer: QuantizedWeight, settings: Calibration) -> None:
     weight = layer.by_output(layer.weight.detach())
     lo, hi = channel_ranges(weight)
     if settings.weight_estimator == "mse":
-        bits = layer.weight_quantizer.bits
-        clips = best_channel_clips(weight, bits, settings.range_power)
+        clips = best_clips(weight, layer.weight_quantizer, lo, hi, settings.range_power)
         lo, hi = lo * clips, hi * clips
     layer.weight_quantizer.set_range(lo, hi)
     if settings.weights == "squant":
@@ -133,16 +136,18 @@ class BatchNormCorrection:
 
     and not the student's own statistics, which would import what is wrong with the images. Over
     several batches the differences are averaged. Nagel et al., "Data-Free Quantization Through
-    Weight Equalization and Bias Correction" (ICCV 2019) correct the mean so.
+    Weight Equalization and Bias Correction" (ICCV 2019) correct the mean so. A layer that is called
+    several times in a forward has the same statistics for all calls, and no difference that would
+    be right for each: it stays as it is.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
-        self.teacher = _batchnorm_layers(teacher)
-        self.student = _batchnorm_layers(student)
+        self.teacher, self.student = statistical(teacher), statistical(student)
         self.means = {name: _kept(layer.running_mean) for name, layer in self.student.items()}
         self.variances = {name: _kept(layer.running_var) for name, layer in self.student.items()}
         self.batches = 0
         self._wanted: dict[str, tuple[Tensor, Tensor]] = {}
+        self._repeated: set[str] = set()
         self._shifts: dict[str, Tensor] = {}
         self._ratios: dict[str, Tensor] = {}
 
@@ -159,6 +164,8 @@ class BatchNormCorrection:
             yield
 
     def _remember(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if name in self._wanted:
+            self._repeated.add(name)
         self._wanted[name] = _moments(args[0])
 
     def _correct(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -167,12 +174,16 @@ class BatchNormCorrection:
             self._move(name, layer, args)
 
     def _move(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        wanted = self._wanted.pop(name, None)
+        if wanted is None or name in self._repeated:
+            return
         mean, variance = _moments(args[0])
-        wanted_mean, wanted_variance = self._wanted[name]
+        wanted_mean, wanted_variance = wanted
         shift = mean - wanted_mean
         ratio = variance / wanted_variance.clamp_min(SMALLEST_VARIANCE)
         # A channel that is constant in one of the two tells nothing.
-        ratio = torch.where(wanted_variance > SMALLEST_VARIANCE, ratio, torch.ones_like(ratio))
+        varied = torch.minimum(variance, wanted_variance) > SMALLEST_VARIANCE
+        ratio = torch.where(varied, ratio, torch.ones_like(ratio))
         share = 1 / (self.batches + 1)
         before = self._shifts.get(name, shift), self._ratios.get(name, ratio)
         self._shifts[name] = torch.lerp(before[0], shift, share)
@@ -182,14 +193,6 @@ class BatchNormCorrection:
         batchnorm.running_var.copy_(
             self.variances[name] * self._ratios[name].clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
         )
-
-
-def _batchnorm_layers(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
-    }
 
 
 def _kept(statistic: Tensor | None) -> Tensor:
@@ -234,7 +237,7 @@ def calibrate(
                 if correction is not None:
                     correction.batches += 1
     for name, observer in observers.items():
-        if not torch.isfinite(observer.hi):
+        if not torch.isfinite(observer.hi - observer.lo):
             raise DivergenceError(
                 f"the activations of {name} are not finite on the synthetic images; "
                 "synthesize them with a lower synthesis.pixel_learning_rate"

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synq.errors import ModelError
-from synq.models.structure import LINEAR, attention_layers
+from synq.models.structure import LINEAR, attention_layers, statistical
 from synq.quantization.activations import GATES, QUANTIZABLE
 from synq.quantization.attention import open_inputs
 from synq.quantization.convert import WEIGHTED
@@ -106,6 +106,7 @@ def examine(
         for caller, function in trace.functions
         if function in WEIGHING and (caller is None or not (_role(caller) or caller in attentions))
     ]
+    normalising = {*statistical(model).values()}
     parts = []
     for module in order:
         visits = trace.visits.get(module, Visits())
@@ -117,11 +118,7 @@ def examine(
             parts.append(_part(names[module], module, visits, inside=within, fed=open_input))
     return Anatomy(
         parts=parts,
-        batchnorms=[
-            names[module]
-            for module in called
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
-        ],
+        batchnorms=[names[module] for module in called if module in normalising],
         functional_activations=[
             Call(names[site.module], site.function)
             for site in calls.sites

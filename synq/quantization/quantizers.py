@@ -123,18 +123,20 @@ class LearnedStep(Quantizer):
         scale = self.log_scale.detach().exp()
         return LearnedGrid(scale, self.zero_point, 1 / scale, self.bits)
 
-    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+    def spanning(self, lo: Tensor, hi: Tensor) -> Grid:
         if self.symmetric:
-            grid = symmetric_grid(lo, hi, self.bits)
-            self.log_scale.data.copy_(grid.scale.log())
-            self.zero_point.copy_(grid.zero_point)
-            return
+            return super().spanning(lo, hi)
         # Held by codes: a zero point outside them, that the range of a constant channel has, would
         # multiply each change of the scale.
         lo, hi = lo.clamp_max(0), hi.clamp_min(0)
         scale = (hi - lo).clamp_min(SMALLEST_RANGE) / (2**self.bits - 1)
-        self.log_scale.data.copy_(scale.log())
-        self.zero_point.copy_(-(lo / scale).round() - 2 ** (self.bits - 1))
+        zero_point = -(lo / scale).round() - 2 ** (self.bits - 1)
+        return LearnedGrid(scale, zero_point, 1 / scale, self.bits)
+
+    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        grid = self.spanning(lo, hi)
+        self.log_scale.data.copy_(grid.scale.log())
+        self.zero_point.copy_(grid.zero_point)
 
     def rounded(self, values: Tensor) -> Tensor:
         return learned_quantize(values, self.log_scale, self.zero_point, self.bits)

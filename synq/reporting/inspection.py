@@ -133,7 +133,7 @@ def _quantized_inputs(layers: Sequence[Part]) -> dict[str, Any]:
 
 
 def _scopes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Scope -> how many tensors beside the weights have a grid, and how many layers read codes.
+    """Scope -> how many tensors beside the weights have a grid, how many layers read codes, names.
 
     Of the scopes beyond ``calls``; empty where the network cannot be quantized so.
     """
@@ -149,6 +149,7 @@ def _scopes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, An
             "tensors": len(activation_quantizers(student)),
             "layers": work.reading,
             "of": len(work.layers),
+            "names": quantized_names(student),
         }
     return found
 

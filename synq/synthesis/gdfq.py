@@ -4,7 +4,7 @@ Shoukai Xu et al., *Generative Low-bitwidth Data Free Quantization* (ECCV 2020):
 program takes its activation ranges from the batches of such a generator while it is trained.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,7 @@ from synq.synthesis.generators import BETAS, CONDITIONAL_LATENT, ConditionalGene
 class GeneratorTraining:
     """Trains a generator so that the teacher knows its images: L = CE + weight L_bn (GDFQ, eq. 5).
 
-    ``step`` makes one batch, learns from it and gives it. A method that trains student and
-    generator in turns calls it with what the student adds to the generator's loss.
+    ``step`` makes one batch, learns from it and gives it.
     """
 
     def __init__(
@@ -42,9 +41,7 @@ class GeneratorTraining:
             self.network.parameters(), settings.generator_learning_rate, BETAS
         )
 
-    def step(
-        self, added_loss: Callable[[Tensor, Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def step(self) -> tuple[Tensor, Tensor]:
         """Images ``[N, C, H, W]``, detached, and their labels ``[N]``.
 
         Raises DivergenceError when the loss is not finite.
@@ -57,8 +54,6 @@ class GeneratorTraining:
         alignment = torch.stack(losses.bn_alignment(statistics, self.statistician.running)).sum()
         loss = functional.cross_entropy(logits, labels)
         loss = loss + self.settings.generator_bn_weight * alignment
-        if added_loss is not None:
-            loss = loss + added_loss(images, labels)
         if not torch.isfinite(loss.detach()):
             raise DivergenceError(
                 "the loss of the generator for the activation ranges is not finite; "

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from synq.errors import ModelError
 from synq.models.hooks import recorded
-from synq.models.structure import attention_layers
+from synq.models.structure import attention_layers, statistical
 
 # Bins a bandwidth: they widen the kernel by 0.3 % (the variance of linear binning).
 FINENESS = 5
@@ -36,11 +36,7 @@ def uses_patches(prior: str, model: nn.Module) -> bool:
     """Whether images come from patches: ``prior`` says so, or is auto and nothing else is there."""
     if prior != "auto":
         return prior == "patches"
-    normalised = any(
-        isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
-        for module in model.modules()
-    )
-    return not normalised and bool(attention_layers(model))
+    return not statistical(model) and bool(attention_layers(model))
 
 
 def patch_grid(tokens: Tensor) -> Tensor:

@@ -136,6 +136,8 @@ def test_classes_are_made_alone_where_they_are_named(network):
     few = {key: value for key, value in FEW.items() if key != "finetune"}
     images = synq.synthesize(network, image_shape=(3, 8, 8), **few, of_classes=[2])
     assert images.labels.tolist() == [2] * 8
+    text = refusal(synq.synthesize, network, image_shape=(3, 8, 8), **few, of_classes=[])
+    assert text == "of_classes is empty; name classes, or leave it out for all"
 
 
 def test_the_selected_epoch_is_that_of_the_smallest_held_out_loss(network):

@@ -52,6 +52,7 @@ def with_calibration(**settings):
 
 INSPECTED = {
     "names": ["stem", "blocks.0.conv", "blocks.0.relu/relu/0", "output"],
+    "scopes": {"everything": {"names": ["stem", "stem.input", "output"]}},
     "bytes": {"2": 1000},
     "quantized_parameters": 800,
 }
@@ -88,6 +89,22 @@ def test_a_budget_under_the_smallest_size_is_told_with_that(budget, widths, smal
         f"smallest size is {smallest} kB; raise it"
     ]
     assert found == (wanted if smallest else [])
+
+
+def test_a_wider_scope_has_names_of_its_own():
+    (word,) = with_calibration(keep_bits={"stem.input": 6}, scope="everything")
+    assert word == "zeroq:calibration.keep_bits=stem.input=6 with scope everything"
+    assert refused_widths(INSPECTED, [word]) == {}
+    (word,) = with_calibration(keep_bits={"stem.input": 6})
+    (refusal,) = refused_widths(INSPECTED, [word]).values()
+    assert "stem.input" in unmet({word.partition(":")[2]: refusal}, [word])[0]
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"cam_weight": 0}])
+def test_a_term_that_does_not_count_needs_nothing(change):
+    methods = {**CONFIG["methods"], "synq": {"images": "hard", "finetune": change}}
+    config = {**CONFIG, "methods": methods, "grid": {**CONFIG["grid"], "methods": ["synq"]}}
+    assert needs(plan(config), "digits-resnet20") == ["synq:synthesis.prior=auto"]
 
 
 def test_the_needs_of_all_methods_of_the_grid_are_told():

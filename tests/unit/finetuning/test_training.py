@@ -10,7 +10,7 @@ from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
-from synq.errors import DivergenceError, ModelError
+from synq.errors import ConfigError, DivergenceError, ModelError
 from synq.finetuning import objective, training
 from synq.finetuning.average import Average
 from synq.finetuning.batches import Images
@@ -187,6 +187,12 @@ def test_maps_without_a_perturbation_are_the_same_maps():
     with_image, _, _ = step(3, Finetune(perturbation=0.01))
     without, _, _ = step(3, Finetune())
     torch.testing.assert_close(with_image["cam"], without["cam"], rtol=1e-5, atol=0)
+
+
+def test_where_every_activation_is_kept_there_is_nothing_to_match():
+    network = quantize(copy.deepcopy(teacher()), Recipe(3, 32), SHAPE)
+    with pytest.raises(ConfigError, match="every activation is kept in full precision"):
+        Objective(teacher(), network, Finetune(activation_weight=1.0), SHAPE)
 
 
 def test_a_model_without_residual_branches_refuses_feature_alignment():

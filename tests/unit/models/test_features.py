@@ -11,7 +11,7 @@ from synq.config.finetune import Finetune
 from synq.errors import ModelError
 from synq.finetuning.objective import Objective
 from synq.models.build import build
-from synq.models.features import feature_blocks, fitted_parts, residual_units
+from synq.models.features import cam_layer, feature_blocks, fitted_parts, residual_units
 from synq.models.hooks import recorded
 
 
@@ -230,3 +230,24 @@ def test_a_layer_that_is_called_again_or_sees_parts_of_images_is_no_part():
 
     with pytest.raises(ModelError, match="reconstruct: off"):
         fitted_parts(Windows(), (3, 8, 8))
+
+
+class _Auxiliary(nn.Module):
+    """A head beside the logits, which is called after them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.head = nn.Linear(8, 4)
+        self.auxiliary = nn.Conv2d(8, 4, 1)
+        self.beside = None
+
+    def forward(self, images):
+        features = self.body(images)
+        logits = self.head(features.mean((2, 3)))
+        self.beside = self.auxiliary(features)
+        return logits
+
+
+def test_the_map_is_of_a_layer_that_the_logits_come_from():
+    assert cam_layer(_Auxiliary().eval().requires_grad_(False), (3, 16, 16)) == "body.0"

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -5,9 +7,9 @@ from torch import nn
 from synq.config.calibration import Calibration
 from synq.errors import DivergenceError
 from synq.quantization.affine import fake_quantize, grid_of_range
-from synq.quantization.calibration import best_clip, calibrate
+from synq.quantization.calibration import CLIPS, SAMPLE, BatchNormCorrection, best_clips, calibrate
 from synq.quantization.convert import activation_quantizers, quantize
-from synq.quantization.quantizers import Recipe
+from synq.quantization.quantizers import Recipe, StaticRange
 
 
 def passing(bits=3):
@@ -26,6 +28,10 @@ def ranges(batches, **settings):
 
 def uniform(scale):
     return torch.linspace(0, scale, 1000).view(1, 1, 10, 100)
+
+
+def clip_of(values, bits, power):
+    return float(best_clips(values, StaticRange(bits), torch.zeros(()), values.max(), power))
 
 
 @pytest.mark.parametrize("estimator", ["minmax", "ema"])
@@ -65,14 +71,14 @@ def test_mse_clips_outliers_and_beats_minmax():
 
 def test_wider_quantizers_clip_less():
     values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).relu()
-    clips = [best_clip(values, bits, 2.4) for bits in (2, 3, 4, 8)]
+    clips = [clip_of(values, bits, 2.4) for bits in (2, 3, 4, 8)]
     assert clips == sorted(clips)
     assert clips[0] < 0.7 < clips[-1]
 
 
 def test_higher_power_clips_less():
     values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).relu()
-    assert best_clip(values, 3, 1.0) < best_clip(values, 3, 4.0)
+    assert clip_of(values, 3, 1.0) < clip_of(values, 3, 4.0)
 
 
 @pytest.mark.parametrize("ratio", [0.7, 1.3])
@@ -97,3 +103,72 @@ def test_later_layers_see_the_quantized_earlier_ones():
 def test_activations_that_are_not_finite_are_refused():
     with pytest.raises(DivergenceError, match="not finite"):
         ranges([torch.full((1, 1, 2, 2), torch.inf)])
+
+
+def test_the_negative_end_is_to_be_finite_too():
+    layer = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    model = quantize(nn.Sequential(layer, nn.LeakyReLU()), Recipe(8, 3))
+    images = torch.zeros(1, 1, 2, 2)
+    images[0, 0, 0, 0] = -torch.inf
+    with pytest.raises(DivergenceError, match="not finite"):
+        calibrate(model, [images], Calibration(range_estimator="minmax"))
+
+
+def test_a_clip_is_searched_on_all_places_and_the_whole_tensors_extremes():
+    """Evenly spaced places would be in step with the rows, and have not the largest value."""
+    maps = torch.randn(256, 1, 64, 64, generator=torch.Generator().manual_seed(0)).relu()
+    assert maps.numel() // SAMPLE == 16
+    maps[..., ::16] = 0.0
+    maps[0, 0, 5, 5] = 20.0
+    _, found = ranges([maps], range_power=2.4, bits=4)
+
+    def error(hi):
+        grid = grid_of_range(torch.tensor(0.0), torch.tensor(hi), 4)
+        return float((fake_quantize(maps, grid) - maps).abs().pow(2.4).mean())
+
+    assert error(found) < 1.05 * min(error(20.0 * clip) for clip in CLIPS)
+
+
+class _Twice(nn.Module):
+    """Its second block is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, images):
+        features = self.first(images)
+        return self.second(3 * self.second(features)).mean((2, 3))
+
+
+def test_a_batchnorm_layer_of_several_calls_keeps_its_statistics():
+    torch.manual_seed(0)
+    teacher = _Twice()
+    images = torch.randn(32, 1, 8, 8)
+    with torch.no_grad():
+        for _ in range(20):
+            teacher.train()(images)
+    teacher.eval().requires_grad_(False)
+    student = quantize(copy.deepcopy(teacher), Recipe(3, 3), (1, 8, 8)).eval()
+    calibrate(student, images.split(8), Calibration(batchnorm="corrected"), teacher)
+    moved = {
+        name: not torch.equal(layer.running_mean, teacher.get_submodule(name).running_mean)
+        for name, layer in student.named_modules()
+        if isinstance(layer, nn.BatchNorm2d)
+    }
+    assert moved == {"first.1": True, "second.1": False}
+
+
+def test_a_channel_that_rounding_made_constant_keeps_its_variance():
+    networks = [nn.Sequential(nn.BatchNorm2d(2)).eval() for _ in range(2)]
+    values = torch.randn(8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    constant = values.clone()
+    constant[:, 1] = 0.25
+    with BatchNormCorrection(*networks).following(), torch.no_grad():
+        networks[0](values)
+        networks[1](constant)
+    mean, variance = networks[1][0].running_mean, networks[1][0].running_var
+    assert torch.allclose(variance, torch.ones(2))
+    assert float(mean[1]) == pytest.approx(0.25 - float(values[:, 1].mean()), abs=1e-6)

@@ -6,10 +6,15 @@ from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.errors import ConfigError
-from synq.quantization.affine import fake_quantize, grid_of_range, learned_quantize
+from synq.quantization.affine import (
+    channel_ranges,
+    fake_quantize,
+    grid_of_range,
+    learned_quantize,
+)
 from synq.quantization.calibration import (
     BatchNormCorrection,
-    best_channel_clips,
+    best_clips,
     calibrate,
     set_weight_ranges,
 )
@@ -90,15 +95,31 @@ def test_training_lowers_the_error_that_the_steps_begin_with():
 
 def test_searched_clips_of_weights_are_better_than_extremes():
     weight = torch.randn(6, 300, generator=generator_for(0))
-    clips = best_channel_clips(weight, 2, 2.0)
+    lo, hi = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+    clips = best_clips(weight, MinMax(2, (6, 1)), lo, hi, 2.0)
     assert clips.shape == (6, 1)
     assert float(clips.max()) < 0.9
-    lo, hi = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
     errors = [
         (fake_quantize(weight, grid_of_range(lo * c, hi * c, 2)) - weight).square().mean()
         for c in (clips, torch.ones_like(clips))
     ]
     assert float(errors[0]) < 0.7 * float(errors[1])
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_clips_are_searched_on_the_grid_that_is_used(bits):
+    """A learned grid holds 0, which the range of a channel of one sign does not."""
+    weight = 0.2 + torch.rand(50, 1, 3, 3, generator=generator_for(0))
+    lo, hi = channel_ranges(weight)
+    quantizer = LearnedStep(bits, (50, 1, 1, 1))
+
+    def errors(clips):
+        quantizer.set_range(lo * clips, hi * clips)
+        with torch.no_grad():
+            return (quantizer(weight) - weight).square().flatten(1).mean(1)
+
+    found = errors(best_clips(weight, quantizer, lo, hi, 2.0))
+    assert (found <= errors(torch.ones_like(lo)) * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("estimator", ["minmax", "mse"])
