@@ -142,6 +142,7 @@ class BatchNormCorrection:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        self.whole = teacher
         self.teacher, self.student = statistical(teacher), statistical(student)
         self.means = {name: _kept(layer.running_mean) for name, layer in self.student.items()}
         self.variances = {name: _kept(layer.running_var) for name, layer in self.student.items()}
@@ -155,6 +156,8 @@ class BatchNormCorrection:
     def following(self) -> Iterator[None]:
         """Within this block a forward of the teacher is remembered, and the student's corrected."""
         with contextlib.ExitStack() as stack:
+            begun = self.whole.register_forward_pre_hook(lambda *_: self._wanted.clear())
+            stack.callback(begun.remove)
             for name, layer in self.teacher.items():
                 hook = layer.register_forward_pre_hook(partial(self._remember, name))
                 stack.callback(hook.remove)
@@ -174,11 +177,10 @@ class BatchNormCorrection:
             self._move(name, layer, args)
 
     def _move(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        wanted = self._wanted.pop(name, None)
-        if wanted is None or name in self._repeated:
+        if name in self._repeated:
             return
         mean, variance = _moments(args[0])
-        wanted_mean, wanted_variance = wanted
+        wanted_mean, wanted_variance = self._wanted[name]
         shift = mean - wanted_mean
         ratio = variance / wanted_variance.clamp_min(SMALLEST_VARIANCE)
         # A channel that is constant in one of the two tells nothing.

@@ -77,13 +77,6 @@ def test_training_makes_the_teacher_know_the_images(teacher):
     assert entropy() < 0.5 * first
 
 
-def test_a_method_can_train_the_generator_along(teacher):
-    plain, pushed = training(teacher), training(teacher)
-    plain.step()
-    pushed.step(lambda images, labels: 100 * images.square().mean())
-    assert not torch.equal(plain.step()[0], pushed.step()[0])
-
-
 def test_the_student_s_ranges_come_from_its_batches(teacher):
     student = quantize(build("resnet20_cifar10", 10, 3, 32), Recipe(4, 4)).eval()
     calibrate(student, training(teacher).batches(), SHORT)
