@@ -154,11 +154,10 @@ class Result:
         from synq.stages.export import packages, write_onnx
 
         network, run = self.network, self.run
-        names = class_names(run.export.names, run.test, network.classes)
         about = {
             **self._about(),
             "classes": network.classes,
-            "names": names,
+            "names": class_names(run.test, network.classes),
             "channels": network.image_shape[0],
             "image_size": network.image_shape[1],
             "mean": network.mean,

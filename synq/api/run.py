@@ -61,6 +61,7 @@ def quantize(
     images: ImageSet | None = None,
     test: Test = None,
     classes: int | None = None,
+    names: str | Sequence[str] = (),
     name: str = "",
     synthesis: Settings = None,
     real: Settings = None,
@@ -84,22 +85,25 @@ def quantize(
     the method's own. ``test`` are images to measure on: a folder with one directory per class,
     settings as in a config (``{"dataset": "arrays", "path": "test.npz"}``), or batches of images as
     the network takes them and labels, such as a DataLoader. Without it agreement with the network
-    is measured, on the images that were held out.
+    is measured, on the images that were held out. ``names`` are those of the classes in the
+    network's order, or the path of a text file with a name a line: they go into the ONNX file, and
+    where the directories of a folder have exactly these names, they say which class each is.
 
     The same seed and settings give the student that the workflow makes, bit for bit on the same
     CPU and number of threads (``threads``; 0: torch's choice). Raises UserError, in one line,
     before any long work where that is possible. Ctrl-C ends it at any time.
     """
     settings = description(model, image_shape, classes, mean, std)
-    batches, named = _test(test)
+    batches, told = _test(test)
+    called = {"names": [names] if isinstance(names, str) else list(names)}
     changes = {
         "synthesis": synthesis,
-        "real": real,
+        "real": {**called, **(real or {})},
         "calibration": calibration,
         "finetune": finetune,
         "evaluation": evaluation,
         "export": export,
-        "test": named,
+        "test": {**called, **(told or {})},
     }
     if images is not None and (synthesis or real):
         raise ConfigError("images are given, and settings of how to make them too; leave one out")

@@ -32,8 +32,3 @@ class Export:
         minimum=0,
         maximum=100,
     )
-    names: tuple[str, ...] = setting(
-        (),
-        "names of the classes in their order, or one text file with a name a line; where there are "
-        "none, those of the test set's folders, or else numbers",
-    )

@@ -83,6 +83,14 @@ def factory_digest(factory: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def file_digest(path: str) -> str:
+    """16 hexadecimal digits over a file's content; empty where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
+
+
 def factory_file(module: str) -> Path | None:
     """The file of a module that the user's own function is in, found from this folder."""
     top, *rest = module.split(".")

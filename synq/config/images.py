@@ -41,6 +41,13 @@ class Data:
         choices=("all", "development", "report"),
     )
 
+    names: tuple[str, ...] = setting(
+        (),
+        "names of the classes in the network's order, or one text file with a name a line; where "
+        "the directories have exactly these names, that is their order, and else the alphabet's "
+        "(folder)",
+    )
+
     def __post_init__(self) -> None:
         dataset = getattr(self, "dataset", "none")
         if dataset in ("folder", "arrays", "cifar10", "cifar100") and not self.path:

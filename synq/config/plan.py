@@ -376,11 +376,13 @@ def _models(
             if stage in values
         }
         if "names" in own:
-            # A file's name or the names themselves, for who uses the network.
+            # A file's name or the names themselves: which folder of real images is which class, and
+            # what the classes are called for who uses the network.
             names = own.pop("names")
             listed = [names] if isinstance(names, str) else names
-            convert(Export, {"names": listed}, where)
-            sections[name]["export"] = {"names": listed, **sections[name].get("export", {})}
+            convert(TestSet, {"names": listed}, where)
+            for stage in ("test", "real"):
+                sections[name][stage] = {"names": listed, **sections[name].get(stage, {})}
         if "relative" in own:
             relatives[name] = own.pop("relative")
         for stage, section in sections[name].items():

@@ -9,7 +9,7 @@ import hashlib
 from typing import Any
 
 from synq.config.fields import flags
-from synq.config.fingerprint import factory_digest, stage_digest
+from synq.config.fingerprint import factory_digest, file_digest, stage_digest
 from synq.config.model import MODEL_SETTINGS, PLACES
 from synq.config.plan import MODEL_STAGES, Plan
 from synq.config.recorded import recorded
@@ -60,8 +60,15 @@ class Provenance:
 
     def _record(self, stage: str, model: str, name: str = "") -> list[str]:
         """What a job's result depends on, of the same settings: those not at their baseline."""
-        groups = self.groups(stage, model, name)
-        return [line for key, value in groups for line in recorded(key, value, without=PLACES)]
+        found: list[str] = []
+        for section, settings in self.groups(stage, model, name):
+            # The order of folders, or what the file of an export has in it: nothing else.
+            named = stage == "export" or getattr(settings, "dataset", "") == "folder"
+            found += recorded(section, settings, without=PLACES if named else (*PLACES, "names"))
+            names: tuple[str, ...] = getattr(settings, "names", ())
+            if named and len(names) == 1:
+                found.append(f"{section}.names holds {file_digest(names[0])}")
+        return found
 
     def _factory(self, model: str) -> str:
         """Digest of the user's own function that makes the network; empty for other sources."""

@@ -123,7 +123,7 @@ def _digits_table() -> "numpy.ndarray[Any, Any]":
 
 
 def folder(settings: Data, channels: int, size: int) -> Images:
-    """Images in one directory a class; classes are numbered in the order of their names."""
+    """Images in one directory a class; which number each has is said by ``class_folders``."""
     # A torchvision that was built for another torch fails with RuntimeError.
     try:
         from synq.data.folders import Folder

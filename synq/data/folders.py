@@ -1,6 +1,6 @@
 """Images in one folder a class, by torchvision's ImageFolder; imported by those who need it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,19 @@ from synq.errors import DataError
 
 
 class _Visible(ImageFolder):
-    """An ImageFolder for which hidden folders (``.ipynb_checkpoints``) are no classes."""
+    """An ImageFolder with the classes of ``class_folders``: names may say their order."""
+
+    def __init__(self, root: Path, names: Sequence[str], **more: Any) -> None:
+        self._names = names
+        super().__init__(root, **more)
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
-        visible = class_folders(Path(directory))
-        return visible, {name: number for number, name in enumerate(visible)}
+        ordered = class_folders(Path(directory), self._names)
+        return ordered, {name: number for number, name in enumerate(ordered)}
 
 
 class Folder(Dataset[Tensor | DataError]):
-    """The images below ``root``, classes numbered in the order of their names."""
+    """The images below ``root``, classes numbered by the settings' names, or by the alphabet."""
 
     def __init__(self, root: Path, channels: int, size: int, settings: Data) -> None:
         """List the files; DataError where there is no folder, no image, or none of a class."""
@@ -35,6 +39,7 @@ class Folder(Dataset[Tensor | DataError]):
         try:
             self._files = _Visible(
                 root,
+                settings.names,
                 loader=load,
                 is_valid_file=partial(is_picture, root=root),
                 allow_empty=True,

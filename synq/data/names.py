@@ -1,44 +1,45 @@
-"""What the classes are called."""
+"""What the classes are called, and which number each has."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from synq.config.images import TestSet
+from synq.config.names import folders, written
 from synq.errors import DataError
 
 
-def class_names(given: Sequence[str], test: TestSet, classes: int) -> list[str]:
-    """The names ``given``, or those of the test set's folders, or else numbers from 0 on.
+def class_names(test: TestSet, classes: int) -> list[str]:
+    """The names that the test set's settings give, or its folders', or else numbers from 0 on.
 
-    One name alone is that of a text file with a name in each line. DataError where there are not
-    as many names as classes.
+    DataError where there are not as many names as classes.
     """
-    names, source = list(given), "names"
-    if len(names) == 1:
-        source = names[0]
-        names = _lines(Path(source))
-    elif not names and test.dataset == "folder" and Path(test.path).is_dir():
+    names = _given(test.names)
+    source = test.names[0] if len(test.names) == 1 else "names"
+    if not test.names and test.dataset == "folder" and Path(test.path).is_dir():
         source = test.path
         names = class_folders(Path(source))
-    if not names and not given:
+    if not names and not test.names:
         return [str(number) for number in range(classes)]
     if len(names) != classes:
         raise DataError(f"{source} has {len(names)} names of classes, the network {classes}")
     return names
 
 
-def class_folders(root: Path) -> list[str]:
-    """The folders of a data set, one a class, in the order of their numbers; no hidden ones."""
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    return [name for name in names if not name.startswith(".")]
+def class_folders(root: Path, given: Sequence[str] = ()) -> list[str]:
+    """The folders of a data set, one a class, in the order of their numbers; no hidden ones.
+
+    Where the ``given`` names of the classes are exactly those of the folders, their order is that
+    of the names, which is the network's. Or else it is the alphabet's.
+    """
+    found, names = sorted(folders(root)), _given(given)
+    return names if sorted(names) == found else found
 
 
-def _lines(path: Path) -> list[str]:
+def _given(names: Sequence[str]) -> list[str]:
     try:
-        text = path.read_text("utf-8")
+        return written(names)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} cannot be read as the file of the classes' names ({error}); "
+            f"{names[0]} cannot be read as the file of the classes' names ({error}); "
             "write a name a line"
         ) from None
-    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -66,7 +66,8 @@ def doubt(counts: Tensor) -> str:
     if reordered >= 50:
         return (
             f"the teacher is right on {accuracy:.1f} % of the test images, and would be on "
-            f"{reordered:.1f} % with the classes in another order; is it the network's order?"
+            f"{reordered:.1f} % with the classes in another order; is it the network's order? Of a "
+            "test folder, names of the classes can say it (docs/own-network.md)"
         )
     return (
         f"the teacher is right on {accuracy:.1f} % of the test images, where guessing gives "

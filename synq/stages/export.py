@@ -80,7 +80,7 @@ def export_student(
     channels, size, _ = network.image_shape
     shown = {
         "classes": network.classes,
-        "names": class_names(settings.names, test, network.classes),
+        "names": class_names(test, network.classes),
         "channels": channels,
         "image_size": size,
         "mean": network.mean,

@@ -180,6 +180,18 @@ def test_the_packed_file_and_the_onnx_file_are_of_this_student(result, tmp_path)
     onnx.checker.check_model(tmp_path / "student.onnx")
 
 
+def test_names_order_the_folders_and_go_into_the_file(network, tmp_path):
+    names = ["pear", "apple", "fig"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / name / "1.png")
+    for test in (str(tmp_path), [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]):
+        result = synq.quantize(network, **INPUT, **FEW, names=names, test=test)
+        assert result.run.test.names == tuple(names)
+        found = result.to_onnx(tmp_path / "student.onnx")
+        assert found["names"] == names
+
+
 def test_the_report_says_what_was_quantized_and_how_it_was_measured(result):
     lines = result.report().splitlines()
     assert lines[0] == "Own at w4a4 by synq-plus, seed 0"

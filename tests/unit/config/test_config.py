@@ -357,8 +357,8 @@ def another(field, kind):
     if kind is int and limits["maximum"] == field.default:
         return limits["minimum"]
     most = min(11, limits["maximum"] or 11)
-    pairs = {"a*": 8, "b c/ü": "float"}
-    return {int: most, str: "a b/ü", tuple[int, ...]: [3, most], tuple[str, ...]: pairs}[kind]
+    words = {"a*": 8, "b c/ü": "float"} if field.metadata["pairs"] else ["a b", "ü"]
+    return {int: most, str: "a b/ü", tuple[int, ...]: [3, most], tuple[str, ...]: words}[kind]
 
 
 # Each excludes another one.

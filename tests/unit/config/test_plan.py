@@ -457,14 +457,16 @@ def test_what_is_not_in_the_grid_may_hold_nothing_out(config):
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], "names.txt"])
-def test_the_names_of_a_models_classes_go_with_its_files(config, names):
+def test_the_names_of_a_models_classes_are_those_of_its_real_images(config, names):
     (model, *_) = config["models"]
     config["models"][model]["names"] = names
     listed = (names,) if isinstance(names, str) else tuple(names)
-    assert plan(config).settings("export", model).names == listed
-    config["models"][model]["export"] = {"images": 7}
-    assert plan(config).settings("export", model).names == listed
-    assert plan(config).settings("export", model).images == 7
+    config["image_sets"]["few"] = {"source": "real", "images_per_class": 2}
+    for own in ({}, {"test": {"part": "report"}, "real": {"part": "report"}}):
+        config["models"][model] |= own
+        test = plan(config).settings("test", model)
+        assert test.names == plan(config).image_settings(model, "few").names == listed
+        assert test.part == own.get("test", {}).get("part", "all")
 
 
 @pytest.mark.parametrize(("names", "text"), [([1, 2], "names[0] is 1, not a text"), (3, "a list")])

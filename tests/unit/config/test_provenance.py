@@ -60,6 +60,29 @@ def test_a_setting_reaches_its_stage_and_those_after_it(changes, reached):
     assert tuple(stage for stage in STAGES if before[stage] != after[stage]) == reached
 
 
+@pytest.mark.parametrize(
+    ("dataset", "reached"),
+    [("folder", ("test", "images", "export")), ("arrays", ("export",)), ("digits", ("export",))],
+)
+def test_names_are_recorded_where_they_order_folders_and_in_exports(tmp_path, dataset, reached):
+    file = tmp_path / "names.txt"
+    file.write_text("a\nb\n", "utf-8")
+
+    def records(**more):
+        data = {"dataset": dataset, "path": "data"}
+        own = {**CONFIG["models"][DIGITS], "test": data, "real": data, **more}
+        provenance = Provenance(planned(models={DIGITS: own}))
+        stages = (("test", DIGITS), ("images", DIGITS, "few-shot"), ("export", DIGITS))
+        return {stage: provenance.record(stage, *names) for stage, *names in stages}
+
+    without, listed, one = records(), records(names=["a", "b"]), records(names=str(file))
+    file.write_text("b\na\n", "utf-8")
+    other = records(names=str(file))
+    for before, after in ((without, listed), (without, one), (one, other)):
+        assert tuple(stage for stage in before if before[stage] != after[stage]) == reached
+    assert not any("names" in line for lines in without.values() for line in lines)
+
+
 def test_all_runs_are_made_from_what_each_is():
     before = Provenance(planned()).made_from_runs()
     assert Provenance(planned(store="elsewhere")).made_from_runs() == before

@@ -65,6 +65,30 @@ def test_folder_numbers_classes_by_name(tmp_path):
     assert pixels[1, :, 0, 0].tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (("b", "a"), {"a": 1, "b": 0}),
+        (("names.txt",), {"a": 1, "b": 0}),
+        # Readable names of folders that are called otherwise, and names of others, too.
+        (("dog", "cat"), {"a": 0, "b": 1}),
+        (("b", "a", "c"), {"a": 0, "b": 1}),
+        (("b", "b"), {"a": 0, "b": 1}),
+    ],
+)
+def test_names_that_are_the_folders_number_them_in_their_order(
+    tmp_path, monkeypatch, names, numbers
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("b\na\n", "utf-8")
+    save(tmp_path / "set/a/1.png", (0, 0, 255))
+    save(tmp_path / "set/b/2.png", (255, 0, 0))
+    images = folder(Data(path="set", names=names), 3, 8)
+    blue = images.read(torch.arange(2))[:, 2, 0, 0] == 1
+    assert images.labels[blue].tolist() == [numbers["a"]]
+    assert images.labels[~blue].tolist() == [numbers["b"]]
+
+
 def test_other_sizes_are_resized_and_cropped_in_the_middle(tmp_path):
     array = numpy.zeros((40, 80, 3), "uint8")
     array[:, 20:60] = 255

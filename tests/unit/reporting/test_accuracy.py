@@ -35,6 +35,7 @@ def test_another_order_of_the_classes_is_recognised():
     counts = torch.eye(10, dtype=torch.long).roll(1, 0) * 9 + torch.eye(10, dtype=torch.long)
     text = doubt(counts)
     assert "90.0 % with the classes in another order" in text
+    assert "names of the classes can say it (docs/own-network.md)" in text
 
 
 def test_what_is_taken_for_another_class_is_counted_and_nothing_else():

@@ -239,18 +239,22 @@ def test_the_names_of_the_classes_are_given_or_the_test_folders_or_numbers(tmp_p
         (tmp_path / "test" / name).mkdir(parents=True)
     file = tmp_path / "names.txt"
     file.write_text("a\nb b\n\n", "utf-8")
-    folder = TestSet(dataset="folder", path=str(tmp_path / "test"))
-    assert class_names((), folder, 2) == ["cat", "dog"]
-    assert class_names(("x", "y"), folder, 2) == ["x", "y"]
-    assert class_names((str(file),), folder, 2) == ["a", "b b"]
-    assert class_names((), TestSet(), 3) == ["0", "1", "2"]
-    assert class_names((), TestSet(dataset="folder", path="gone"), 2) == ["0", "1"]
+
+    def folder(*names):
+        return TestSet(dataset="folder", path=str(tmp_path / "test"), names=names)
+
+    assert class_names(folder(), 2) == ["cat", "dog"]
+    assert class_names(folder("x", "y"), 2) == ["x", "y"]
+    assert class_names(folder("dog", "cat"), 2) == ["dog", "cat"]
+    assert class_names(folder(str(file)), 2) == ["a", "b b"]
+    assert class_names(TestSet(), 3) == ["0", "1", "2"]
+    assert class_names(TestSet(dataset="folder", path="gone"), 2) == ["0", "1"]
     for given, text in (
         (("x", "y", "z"), "names has 3 names of classes, the network 2"),
         ((str(file), "y", "z"), "3 names"),
         ((str(tmp_path / "none"),), "cannot be read as the file"),
     ):
         with pytest.raises(DataError, match=text):
-            class_names(given, folder, 2)
+            class_names(folder(*given), 2)
     with pytest.raises(DataError, match="has 2 names of classes, the network 3"):
-        class_names((), folder, 3)
+        class_names(folder(), 3)

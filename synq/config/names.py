@@ -1,0 +1,22 @@
+"""What the classes are called, where that is written: in a text file, or by folders."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def written(names: Sequence[str]) -> list[str]:
+    """The names themselves; one alone is that of a text file with a name in each line.
+
+    Raises OSError or UnicodeDecodeError where that file cannot be read.
+    """
+    if len(names) != 1:
+        return list(names)
+    lines = Path(names[0]).read_text("utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def folders(root: str | Path) -> set[str]:
+    """The directories of a data set, one a class, without hidden ones; OSError as of scandir."""
+    with os.scandir(root) as found:
+        return {entry.name for entry in found if entry.is_dir() and entry.name[0] != "."}
