@@ -1,13 +1,15 @@
-"""What of the user's own files is not there, to be told before the first job runs."""
+"""What of the user's own files is not there or not right, to be told before the first job runs."""
 
 import importlib.machinery
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from synq.config.names import folders, written
 from synq.config.plan import Plan
 from synq.config.targets import missing
+from synq.errors import reason
 
 ELSEWHERE = ("http://", "https://", "package:")
 
@@ -15,17 +17,20 @@ ELSEWHERE = ("http://", "https://", "package:")
 def lacking(plan: Plan, section: str, model: str, image_set: str = "") -> list[str]:
     """A line for each path of a model's ``section`` (model, test or real) that is not there.
 
-    Of ``export`` it is what the file's runtime needs.
+    Of images it is also a folder that has not one directory a class, and of ``export`` what the
+    file's runtime needs; of both names of classes that cannot be read, or are too few or many.
     Relative paths begin where the workflow runs. Of ``real`` the settings are the image set's.
     """
-    where = f"models.{model}"
+    where, classes = f"models.{model}", plan.models[model].classes
     if section == "model":
         return [*_of_model(plan.models[model], where)]
     if section == "export":
-        return [*filter(None, [missing(plan.settings("export", model))])]
+        needed = missing(plan.settings("export", model))
+        names = plan.settings("test", model).names
+        return [*filter(None, [needed]), *_of_names(names, where, classes)]
     if section == "test":
-        return [*_of_images(plan.settings("test", model), f"{where}.test.path")]
-    return [*_of_images(plan.image_settings(model, image_set), f"{where}.real.path")]
+        return [*_of_images(plan.settings("test", model), where, section, classes)]
+    return [*_of_images(plan.image_settings(model, image_set), where, section, classes)]
 
 
 def _of_model(settings: Any, where: str) -> Iterator[str]:
@@ -48,9 +53,48 @@ def _importable(package: str) -> bool:
         return True
 
 
-def _of_images(settings: Any, where: str) -> Iterator[str]:
+def _of_images(settings: Any, where: str, section: str, classes: int) -> Iterator[str]:
+    path = f"{where}.{section}.path is {settings.path}"
     kinds = {"folder": (os.path.isdir, "folder"), "arrays": (os.path.isfile, "file")}
     if settings.dataset in kinds:
         exists, kind = kinds[settings.dataset]
         if not exists(settings.path):
-            yield f"{where} is {settings.path}, and there is no such {kind}"
+            yield f"{path}, and there is no such {kind}"
+        elif kind == "folder":
+            wrong = [*_of_names(settings.names, where, classes)]
+            yield from wrong or _of_folder(settings, path, classes)
+
+
+def _of_folder(settings: Any, path: str, classes: int) -> Iterator[str]:
+    """Where there are more or fewer directories than classes; which, where the names say it."""
+    try:
+        found = folders(settings.path)
+    except OSError as error:
+        yield f"{path}, which cannot be read ({error.strerror})"
+        return
+    if classes in (0, len(found)):  # 0: nobody knows it yet
+        return
+    names = set(written(settings.names))
+    what = "it needs one a class, and no other"
+    if found < names:
+        what = f"there is none for {_some(names - found)}"
+    elif names and names < found:
+        what = f"{_some(found - names)} is not among the names of the classes"
+    yield f"{path}, which has {len(found)} folders, and the network has {classes} classes; {what}"
+
+
+def _some(names: set[str]) -> str:
+    """The first names, and how many more there are."""
+    first, more = sorted(names)[:3], len(names) - 3
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+
+
+def _of_names(names: Sequence[str], where: str, classes: int) -> Iterator[str]:
+    try:
+        count = len(written(names))
+    except (OSError, UnicodeDecodeError) as error:
+        yield f"{where}.names is {names[0]}, which cannot be read ({reason(error)})"
+        return
+    if names and classes not in (0, count):
+        source = f" is {names[0]}, which" if len(names) == 1 else ""
+        yield f"{where}.names{source} has {count} names, and the network has {classes} classes"

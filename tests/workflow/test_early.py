@@ -63,6 +63,19 @@ def test_files_that_are_not_there_are_all_told_before_the_first_job(tmp_path):
     assert not [path for path in Path(tmp_path, "r").rglob("*") if path.is_file()]
 
 
+def test_a_class_without_a_folder_is_told_before_the_first_job(tmp_path):
+    for number in range(1, 10):
+        (tmp_path / f"data/val/d{number}").mkdir(parents=True)
+    names = [f"d{number}" for number in range(10)]
+    overlay = DIGITS.replace("{test:", f"{{names: {names}, test:")
+    text, lines = ran(tmp_path, overlay=overlay, code=2)
+    assert lines == [
+        "models.digits-resnet20.test.path is data/val, which has 9 folders, and the network has 10 "
+        "classes; there is none for d0"
+    ]
+    assert "rule fetch" not in text
+
+
 def test_a_job_that_does_not_read_them_runs_and_a_plan_is_shown(tmp_path):
     ran(tmp_path, TEACHER, overlay=DIGITS)
     assert (tmp_path / TEACHER).is_file()

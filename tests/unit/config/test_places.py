@@ -41,7 +41,7 @@ def test_what_is_not_there_is_told_with_its_setting(told, tmp_path):
 
 
 def test_what_is_there_is_not(told, tmp_path):
-    for folder in ("nets", "own_nets", "data/val"):
+    for folder in ("nets", "own_nets", "data/val/a", "data/val/b", "data/val/.hidden"):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("nets/w.pth", "data/few.npz"):
         (tmp_path / file).touch()
@@ -56,3 +56,53 @@ def test_what_is_elsewhere_is_not_looked_for(told):
         assert told("model", weights=weights, **more) == []
     assert told("test", test={"dataset": "cifar10", "path": "data"}) == []
     assert told("test", test={}) == []
+
+
+@pytest.mark.parametrize("section", ["test", "real"])
+@pytest.mark.parametrize(
+    ("made", "more", "said"),
+    [
+        ("ab", {}, "has 2 folders, and the network has 3 classes; it needs one a class"),
+        ("abcd", {}, "has 4 folders, and the network has 3 classes; it needs one a class"),
+        ("", {}, "has 0 folders, and the network has 3 classes"),
+        ("ab", {"names": ["c", "b", "a"]}, "has 3 classes; there is none for c"),
+        ("ab", {"names": "names.txt"}, "has 3 classes; there is none for c"),
+        ("", {"names": ["c", "b", "a"]}, "has 3 classes; there is none for a, b, c"),
+        ("abcd", {"names": ["c", "b", "a"]}, "d is not among the names of the classes"),
+        # Names that are not the folders' say of none of them that it is missing.
+        ("ab", {"names": ["x", "y", "z"]}, "has 3 classes; it needs one a class"),
+        ("abc", {"names": ["x", "y", "z"]}, None),
+        ("abc", {}, None),
+    ],
+)
+def test_a_folder_has_one_directory_a_class(told, tmp_path, section, made, more, said):
+    (tmp_path / "names.txt").write_text("c\nb\na\n", "utf-8")
+    for name in (".hidden", *made):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data/notes.txt").touch()
+    images = {"dataset": "folder", "path": "data"}
+    lines = told(section, "few-shot", classes=3, **{section: images}, **more)
+    assert len(lines) == (said is not None)
+    assert all(line.startswith(f"models.own.{section}.path is data, which has ") for line in lines)
+    assert all(str(said) in line for line in lines)
+
+
+def test_of_many_classes_the_first_are_named(told, tmp_path):
+    (tmp_path / "data/a").mkdir(parents=True)
+    images = {"dataset": "folder", "path": "data"}
+    (line,) = told("test", classes=6, test=images, names=[*"abcdef"])
+    assert line.endswith("there is none for b, c, d and 2 more")
+
+
+@pytest.mark.parametrize("section", ["test", "export"])
+def test_names_that_are_not_one_a_class_are_told(told, tmp_path, section):
+    (tmp_path / "data/val").mkdir(parents=True)
+    (tmp_path / "names.txt").write_text("a\n", "utf-8")
+    for names, said in (
+        (["a", "b", "c"], "models.own.names has 3 names, and the network has 2 classes"),
+        ("names.txt", "models.own.names is names.txt, which has 1 names, and the network has 2"),
+        ("gone.txt", "models.own.names is gone.txt, which cannot be read ([Errno 2] No such file"),
+    ):
+        (line,) = told(section, names=names)
+        assert line.startswith(said)
+    assert told("export", names=["b", "a"]) == []
