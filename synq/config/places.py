@@ -1,5 +1,7 @@
 """What of the user's own files is not there or not right, to be told before the first job runs."""
 
+import functools
+import hashlib
 import importlib.machinery
 import importlib.util
 import os
@@ -17,8 +19,9 @@ ELSEWHERE = ("http://", "https://", "package:")
 def lacking(plan: Plan, section: str, model: str, image_set: str = "") -> list[str]:
     """A line for each path of a model's ``section`` (model, test or real) that is not there.
 
-    Of images it is also a folder that has not one directory a class, and of ``export`` what the
-    file's runtime needs; of both names of classes that cannot be read, or are too few or many.
+    Of the model it is also weights that ``sha256`` is not of, of images a folder that has not one
+    directory a class, and of ``export`` what the file's runtime needs; of the last two names of
+    classes that cannot be read, or are too few or many.
     Relative paths begin where the workflow runs. Of ``real`` the settings are the image set's.
     """
     where, classes = f"models.{model}", plan.models[model].classes
@@ -35,14 +38,37 @@ def lacking(plan: Plan, section: str, model: str, image_set: str = "") -> list[s
 
 def _of_model(settings: Any, where: str) -> Iterator[str]:
     weights = settings.weights
-    if not weights.startswith(ELSEWHERE) and not os.path.isfile(weights):
-        yield f"{where}.weights is {weights}, and there is no such file"
+    if not weights.startswith(ELSEWHERE):
+        yield from _of_weights(weights, settings.sha256.lower(), where)
     package = settings.factory.partition(":")[0].partition(".")[0]
     if package and not _importable(package):
         yield (
             f"{where}.factory is {settings.factory}, and {package} is neither installed nor in "
             f"{os.getcwd()}"
         )
+
+
+def _of_weights(path: str, sha256: str, where: str) -> Iterator[str]:
+    if not os.path.isfile(path):
+        yield f"{where}.weights is {path}, and there is no such file"
+        return
+    try:
+        found = _sha256(path, os.stat(path).st_mtime_ns)
+    except OSError as error:
+        yield f"{where}.weights is {path}, which cannot be read ({error.strerror})"
+        return
+    if found != sha256:
+        yield (
+            f"{where}.weights is {path}, whose SHA-256 is {found[:12]}..., and sha256 says "
+            f"{sha256[:12]}...; bring the right file, or write what `sha256sum {path}` prints"
+        )
+
+
+@functools.cache
+def _sha256(path: str, changed: int) -> str:
+    """Of a file as it is at a time of change: Snakemake asks for a job's inputs several times."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _importable(package: str) -> bool:

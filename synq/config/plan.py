@@ -383,6 +383,12 @@ def _models(
             convert(TestSet, {"names": listed}, where)
             for stage in ("test", "real"):
                 sections[name][stage] = {"names": listed, **sections[name].get(stage, {})}
+        if not isinstance(own.get("sha256", ""), str):
+            # As YAML reads 123. That it is no text would not say what it is.
+            raise ConfigError(
+                f"{where}.sha256 is {own['sha256']!r}, not 64 hexadecimal digits; "
+                "`sha256sum FILE` prints it"
+            )
         if "relative" in own:
             relatives[name] = own.pop("relative")
         for stage, section in sections[name].items():

@@ -104,6 +104,14 @@ def test_a_name_that_the_network_has_not_stops_before_any_image(tmp_path):
     assert not (tmp_path / synthetic).exists()
 
 
+def test_weights_of_another_sum_stop_before_the_first_job(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    overlay = DIGITS.replace("{test:", "{weights: w.pth, test:")
+    text, (line,) = ran(tmp_path, TEACHER, overlay=overlay, code=2)
+    assert line.startswith("models.digits-resnet20.weights is w.pth, whose SHA-256 is 9a129038d9")
+    assert "rule fetch" not in text
+
+
 def test_a_fetch_that_the_user_must_mend_is_tried_once(tmp_path):
     wrong = DIGITS.replace("{test:", "{sha256: '" + 64 * "0" + "', test:")
     text, _ = ran(tmp_path, TEACHER, overlay=wrong, code=1, options=["--retries", "2"])

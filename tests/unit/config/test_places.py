@@ -1,17 +1,19 @@
 """Files of the user's that are not there: which are looked for, and what is said."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
-from synq.config.places import lacking
+from synq.config.places import _sha256, lacking
 from synq.config.plan import plan
 
 CONFIG = yaml.safe_load((Path(__file__).parents[3] / "config.yaml").read_text("utf-8"))
 OWN = {
     **{"source": "python", "factory": "own_nets.small:build", "weights": "nets/w.pth"},
-    **{"sha256": "0" * 64, "classes": 2, "channels": 1, "image_size": 8},
+    **{"sha256": hashlib.sha256(b"").hexdigest(), "classes": 2, "channels": 1, "image_size": 8},
     **{"mean": [0.5], "std": [0.2], "test": {"dataset": "folder", "path": "data/val"}},
     "real": {"dataset": "arrays", "path": "data/few.npz"},
 }
@@ -48,6 +50,30 @@ def test_what_is_there_is_not(told, tmp_path):
     assert told("model") == told("test") == told("real", "few-shot") == []
     # A file is no folder.
     assert told("test", test={"dataset": "folder", "path": "nets/w.pth"})
+
+
+def test_weights_of_another_sum_are_told_with_both(told, tmp_path):
+    for folder in ("nets", "own_nets"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "nets/w.pth").write_bytes(b"weights")
+    found = hashlib.sha256(b"weights").hexdigest()
+    assert told("model") == [
+        f"models.own.weights is nets/w.pth, whose SHA-256 is {found[:12]}..., and sha256 says "
+        "e3b0c44298fc...; bring the right file, or write what `sha256sum nets/w.pth` prints"
+    ]
+    assert told("model", sha256=found.upper()) == []
+
+
+def test_weights_are_read_once_until_they_change(told, tmp_path):
+    _sha256.cache_clear()
+    for folder in ("nets", "own_nets"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "nets/w.pth").touch()
+    assert told("model") == told("model") == []
+    assert _sha256.cache_info().misses == 1
+    (tmp_path / "nets/w.pth").write_bytes(b"other")
+    os.utime(tmp_path / "nets/w.pth", (1, 1))
+    assert told("model")
 
 
 def test_what_is_elsewhere_is_not_looked_for(told):

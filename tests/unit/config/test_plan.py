@@ -477,6 +477,14 @@ def test_names_that_are_none_are_refused(config, names, text):
     assert text in message(config)
 
 
+@pytest.mark.parametrize("sha256", [123, 1.5, None, ["0" * 64], True])
+def test_a_sha256_that_yaml_reads_as_something_else_says_what_it_is(config, sha256):
+    (model, *_) = config["models"]
+    config["models"][model]["sha256"] = sha256
+    said = f"models.{model}.sha256 is {sha256!r}, not 64 hexadecimal digits; "
+    assert message(config) == f"{said}`sha256sum FILE` prints it"
+
+
 def test_a_method_like_another_takes_over_what_it_does_not_name(config):
     config["image_sets"]["soft"] = {"like": "hard", "target_gamma": 0.5}
     config["methods"]["ours"] |= {
