@@ -1,3 +1,4 @@
+import atexit
 import os
 
 from snakemake.utils import min_version
@@ -56,3 +57,9 @@ onsuccess:
             f"The accuracy of every run of this config is in {ACCURACY}, all of it in {PAGE}",
             file=sys.stderr,
         )
+
+
+# Snakemake has lines of its own to say after this: what is to be mended comes last.
+onerror:
+    for line in reversed(why_it_failed()):
+        atexit.register(print, line, file=sys.stderr)

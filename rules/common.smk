@@ -24,6 +24,7 @@ from synq.config.needs import misfits, needs
 from synq.config.places import lacking
 from synq.config.plan import plan, shard_classes
 from synq.config.provenance import ZOOS, Provenance
+from synq.config.reasons import reasons
 from synq.errors import UserError
 
 
@@ -332,6 +333,18 @@ def write_jobs():
         os.replace(temporary, path)
     except OSError as error:
         print(f"{path} cannot be written: {error.strerror}", file=sys.stderr)
+
+
+def why_it_failed():
+    """What the user can mend of the jobs of this run, as lines.
+
+    The run began when ``write_jobs`` wrote its file: the clock of the disk is that of the logs. On a
+    disk that cannot be written or read there are none.
+    """
+    try:
+        return reasons(LOGS, os.path.getmtime(at(layout.JOBS)))
+    except OSError:
+        return []
 
 
 def table_is_current():

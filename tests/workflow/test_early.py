@@ -1,5 +1,6 @@
 """What is wrong with the command line, the config and the user's files: told before any job."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -117,6 +118,25 @@ def test_a_fetch_that_the_user_must_mend_is_tried_once(tmp_path):
     text, _ = ran(tmp_path, TEACHER, overlay=wrong, code=1, options=["--retries", "2"])
     assert text.count("Error in rule fetch") == 1
     assert "Trying to restart" not in text
+
+
+def test_why_a_job_failed_is_what_the_terminal_ends_with(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    overlay = DIGITS.replace("{test:", f"{{weights: w.pth, sha256: '{digest}', test:")
+    for path in ("r/logs/fetch/other.log", "r/logs/inspect/digits-resnet20.log"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("synq: error: of a run before\n", "utf-8")
+        os.utime(tmp_path / path, (1, 1))
+    text, _ = ran(tmp_path, TEACHER, overlay=overlay, code=1)
+    *others, last = text.splitlines()
+    log = tmp_path / "r/logs/fetch/digits-resnet20.log"
+    assert last == f"{log.relative_to(tmp_path)}: {log.read_text('utf-8').strip()}"
+    assert last.startswith(
+        "r/logs/fetch/digits-resnet20.log: synq: error: r/models/digits-resnet20"
+    )
+    assert "of a run before" not in text
+    assert last not in others
 
 
 def test_a_doubt_about_the_test_set_is_on_the_terminal(tmp_path):
