@@ -68,8 +68,12 @@ def checked(
     found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
     if found != [2, classes]:
         raise ModelError(
-            f"{name} gives {found} for 2 images of {image_size} px, not "
-            f"[2, {classes}]; is image_size the size it was made for?"
+            f"{name} gives {found} for 2 images of {image_size} px, not [2, {classes}]; "
+            + (
+                f"classes is {classes}, write {found[1]}"
+                if len(found) == 2 and found[0] == 2
+                else "is image_size the size it was made for?"
+            )
         )
     return model
 

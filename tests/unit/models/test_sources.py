@@ -88,8 +88,16 @@ def test_a_function_or_class_of_the_users_own_gives_the_network(own, factory):
         ("own_nets:text", "own_nets:text returns a str, not a torch.nn.Module"),
         ("own_nets:fails", "own_nets:fails raises KeyError: 'a bug"),
         ("own_nets:needs", "own_nets:needs raises TypeError: needs() missing 1 required"),
-        ("own_nets:hundred", "own_nets:hundred gives [2, 100] for 2 images of 16 px, not [2, 10]"),
-        ("own_nets:Two", "own_nets:Two gives a tuple for 2 images"),
+        (
+            "own_nets:hundred",
+            "own_nets:hundred gives [2, 100] for 2 images of 16 px, not [2, 10]; classes is 10, "
+            "write 100",
+        ),
+        (
+            "own_nets:Two",
+            "own_nets:Two gives a tuple for 2 images of 16 px, not [2, 10]; is image_size the size "
+            "it was made for?",
+        ),
         ("own_nets:Broken", "own_nets:Broken cannot be built for 10 classes of 3x16x16 images: "),
     ],
 )
