@@ -73,7 +73,8 @@ def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
                 f"{path} is of a version of ONNX that ONNX Runtime {onnxruntime.__version__} does "
                 f"not know ({text}); install a newer one"
             ) from None
-        raise ArtifactError(f"{path} cannot be read as an ONNX model ({text}); {REMEDY}") from None
+        remedy = REMEDY if path.suffix == ".onnx" else "name the student.onnx that export writes"
+        raise ArtifactError(f"{path} cannot be read as an ONNX model ({text}); {remedy}") from None
     return session, _record(path, metadata.get("synq"))
 
 

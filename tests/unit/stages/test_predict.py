@@ -112,6 +112,16 @@ def test_what_is_no_model_is_told_in_one_line(model, capsys, tmp_path):
     assert "top is 0" in error_of(capsys, model, image, "--top", "0")
 
 
+def test_another_kind_of_file_is_told_which_one_is_wanted(made, model, capsys, tmp_path):
+    image = drawn(tmp_path / "a.png")
+    for path in ("student.packed.safetensors", "student.safetensors", "export.json"):
+        error = error_of(capsys, made / RUN / path, image)
+        assert error.endswith("; name the student.onnx that export writes\n")
+        assert "again" not in error
+    Path(model).write_bytes(b"damaged")
+    assert error_of(capsys, model, image).endswith("; export the student again\n")
+
+
 def test_a_model_of_an_opset_to_come_is_told(model, capsys, tmp_path):
     content = onnx.load(model)
     content.opset_import[0].version = 99
