@@ -1,6 +1,8 @@
 """What a run in memory gives: the student, its report, and its files."""
 
 import copy
+import functools
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from synq.api.settings import Run
+from synq.errors import UserError
 from synq.io.artifacts import atomic, checksum, write_checkpoint
 from synq.io.shards import ImageSet
 from synq.models.teacher import Teacher
@@ -116,7 +119,12 @@ class Result:
         numbers = f"calibrated {measured.calibrated:.2f} %, student {measured.student:.2f} %"
         if measured.real:
             numbers = f"full precision {measured.teacher:.2f} %, {numbers}"
-        full, packed = found["bytes"]["32"], record["weight_bytes"]
+        full, packed = found["bytes"]["32"], self._packed_bytes
+        size = (
+            f"{packed / 1000:,.1f} kB packed"
+            if packed
+            else f"~{record['weight_bytes'] / 1000:,.1f} kB packed, as counted"
+        )
         lines = [
             f"{record['model']} at {record['bits']} by {record['method']}, seed {record['seed']}",
             f"quantized: the weights of {quantized} of {len(layers)} layers, the inputs of "
@@ -124,7 +132,7 @@ class Result:
             f"images: {record['images']:,} ({record['image_set']}), epoch {record['epoch']} of "
             f"{record['last']}",
             f"{what} on {measured.images:,} {on} images: {numbers}",
-            f"size: ~{packed / 1000:,.1f} kB packed, {full / 1000:,.1f} kB in full precision",
+            f"size: {size}, {full / 1000:,.1f} kB in full precision",
         ]
         if measured.warning:
             lines.append(f"warning: {measured.warning.replace('the teacher', 'the network')}")
@@ -172,6 +180,17 @@ class Result:
         )
         versions = {**self.record["versions"], **packages(run.export)}
         return {**about, **found, "versions": versions}
+
+    @functools.cached_property
+    def _packed_bytes(self) -> int:
+        """The size of the file that ``save_packed`` writes; 0 where it cannot be written."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "student"
+            try:
+                self.save_packed(path)
+            except UserError:
+                return 0
+            return path.stat().st_size
 
     def _about(self) -> dict[str, Any]:
         keys = ("model", "bits", "method", "seed", "epoch", "teacher_sha256")

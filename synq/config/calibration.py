@@ -65,8 +65,9 @@ class Calibration:
     )
     budget: str = setting(
         "",
-        "size that the student must not exceed, as in 1.5 MB (scales and what stays float32 too): "
-        "each layer's weight gets one of the widths, by its sensitivity; none: the run's bits",
+        "size that the student must not exceed, as in 1.5 MB (scales and what stays float32 too; "
+        "the packed file's names and record come on top): each layer's weight gets one of the "
+        "widths, by its sensitivity; none: the run's bits",
     )
     average_bits: float = setting(
         0.0,

@@ -4,7 +4,8 @@ Weights are codes of exactly their bits with a scale and a zero point for each o
 what is not quantized stays as it is. A grid that follows the weights' own minimum and maximum
 (MinMax) is not that of the rounded weights: these end half a step inside or outside of it, and its
 scale differs in the last bit. So the ends ``lo`` and ``hi`` are packed too, and a weight of each
-channel becomes either of them again.
+channel becomes either of them again. Of a learned step the logarithm is packed beside the scale: a
+reader's exponential need not be torch's to the last bit.
 """
 
 import math
@@ -58,6 +59,12 @@ def pack(student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     aliases = {name: first for name, first in _aliases(student).items() if name not in kept}
     layers = {weight_key(name, layer): layer for name, layer in weight_quantizers(student).items()}
     without = {*layers, *aliases, *kept}
+    # Of a learned step it is what is packed for the codes.
+    without |= {
+        zero_point_key(key)
+        for key, layer in layers.items()
+        if key not in aliases and isinstance(layer.weight_quantizer, LearnedStep)
+    }
     tensors = {name: value for name, value in state.items() if name not in without}
     weights: dict[str, Any] = {}
     for key, layer in layers.items():
@@ -67,6 +74,8 @@ def pack(student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             weights[key] = {"bits": layer.weight_quantizer.bits, "shape": shape}
             if layer.weight_quantizer.symmetric:
                 weights[key]["symmetric"] = True
+            if isinstance(layer.weight_quantizer, LearnedStep):
+                weights[key]["learned"] = True
             if isinstance(layer, QuantConvTranspose2d):
                 weights[key]["groups"] = layer.groups
     for part, values in _packed_activations(activations).items():
@@ -135,6 +144,10 @@ def _unpacked(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[
             lo, hi = (end.view((-1,) + (1,) * (values.dim() - 1)) for end in packed["range"])
             values = _within(values, codes, lo, hi, make(lo, hi, bits))
         state[key] = swap_channels(values, about["groups"]) if "groups" in about else values
+        # Files that do not say so were written before, and have it among the rest.
+        if about.get("learned"):
+            zero_point = packed["zero_point"].view((-1,) + (1,) * (values.dim() - 1))
+            state[zero_point_key(key)] = (zero_point.long() - 2 ** (bits - 1)).float()
     for name in [name for name in rest if name.startswith(f"{ACTIVATIONS}.")]:
         own, values = name.removeprefix(f"{ACTIVATIONS}."), rest.pop(name)
         if own.startswith(KEPT):
@@ -211,6 +224,11 @@ def weight_key(name: str, layer: QuantizedWeight) -> str:
     return f"{name}.{own}".lstrip(".")
 
 
+def zero_point_key(key: str) -> str:
+    """The state-dict key of a learned step's zero point, by that of the weight."""
+    return f"{key.rpartition('.')[0]}.weight_quantizer.zero_point".lstrip(".")
+
+
 def stream_of(codes: Tensor, bits: int) -> Tensor:
     """Whole numbers of ``bits`` bits as bytes: the first in the lowest bits of the first byte."""
     pieces = []
@@ -242,7 +260,7 @@ def _packed_weight(layer: QuantizedWeight) -> dict[str, Tensor]:
     scale, zero_point = _scale_and_zero_point(quantizer, weight)
     packed = {
         "codes": stream_of(codes, quantizer.bits),
-        "scale": scale.flatten(),
+        "scale": _single(scale.flatten()),
         "zero_point": _narrow(zero_point.flatten()),
     }
     if isinstance(quantizer, MinMax):
@@ -258,7 +276,7 @@ def _values(packed: Mapping[str, Tensor], codes: Tensor) -> Tensor:
     axes = (-1,) + (1,) * (codes.dim() - 1)
     zero_point, scale = packed["zero_point"].view(axes), packed["scale"].view(axes)
     steps = (codes.long() - zero_point.long()).float()
-    return (steps.double() * scale).float()
+    return (steps.double() * scale.double()).float()
 
 
 def _scale_and_zero_point(quantizer: Quantizer, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,6 +298,12 @@ def _narrow(numbers: Tensor) -> Tensor:
     return numbers
 
 
+def _single(numbers: Tensor) -> Tensor:
+    """The same numbers as float32 where it holds all of them: those of learned steps."""
+    single = numbers.float()
+    return single if torch.equal(single.double(), numbers) else numbers
+
+
 def _own(quantizer: Quantizer) -> list[str]:
     """The names of what a quantizer keeps."""
     return list(quantizer.state_dict())
@@ -293,7 +317,7 @@ def _packed_activations(quantizers: Mapping[str, Quantizer]) -> dict[str, Tensor
     grids = [_scale_and_zero_point(quantizer, torch.zeros(1)) for quantizer in every]
     own = {KEPT + name: [q.state_dict()[name] for q in every] for name in _own(every[0])}
     return {
-        "scale": torch.stack([scale for scale, _ in grids]),
+        "scale": _single(torch.stack([scale for scale, _ in grids])),
         "zero_point": _narrow(torch.stack([zero_point for _, zero_point in grids])),
         **{name: torch.stack(values) for name, values in own.items()},
     }

@@ -117,7 +117,7 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("modules never called", _some(found["never_called"])),
         ("parameters", f"{found['parameters']:,}, quantized {found['quantized_parameters']:,}"),
         ("multiply-adds of an image", f"{found['multiply_adds']:,}"),
-        ("kB with weights of n bits", ", ".join(sizes)),
+        ("kB with weights of n bits", f"{', '.join(sizes)}, without a file's names and record"),
     ]
 
 

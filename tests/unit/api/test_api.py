@@ -192,14 +192,25 @@ def test_names_order_the_folders_and_go_into_the_file(network, tmp_path):
         assert found["names"] == names
 
 
-def test_the_report_says_what_was_quantized_and_how_it_was_measured(result):
+def test_the_report_says_what_was_quantized_and_how_it_was_measured(result, tmp_path):
     lines = result.report().splitlines()
     assert lines[0] == "Own at w4a4 by synq-plus, seed 0"
     assert lines[1].startswith("quantized: the weights of 3 of 3 layers, the inputs of 2 of 3, ")
     assert "24 (natural)" in lines[2]
     assert lines[3].startswith("agreement with the network on 6 held-out synthetic images: ")
-    assert lines[4].startswith("size: ")
+    result.save_packed(tmp_path / "packed")
+    size = (tmp_path / "packed").stat().st_size
+    assert lines[4].startswith(f"size: {size / 1000:.1f} kB packed, ")
     assert result.report() in repr(result)
+
+
+def test_the_size_is_counted_where_no_packed_file_can_be_written(result, monkeypatch):
+    def refuse(student):
+        raise ModelError("cannot be packed")
+
+    monkeypatch.setattr("synq.api.result.pack", refuse)
+    counted = f"size: ~{result.record['weight_bytes'] / 1000:.1f} kB packed, as counted, "
+    assert replace(result).report().splitlines()[4].startswith(counted)
 
 
 @pytest.mark.parametrize(("restarts", "share"), [(1, "a tenth"), (2, "a hundredth")])

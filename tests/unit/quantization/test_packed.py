@@ -148,6 +148,44 @@ def test_an_unpacked_student_computes_the_same_bits(tmp_path, network, recipe):
     assert all(torch.equal(tensors[name], again[name]) for name in names)
 
 
+@pytest.mark.parametrize("network", ["layers", "transformer"])
+def test_nothing_is_packed_twice_of_a_learned_step(network):
+    """A channel has its scale and its logarithm in float32, and a zero point of one byte."""
+    student, _ = whole(*NETWORKS[network], RECIPES["learned"])
+    tensors, layout = pack(student)
+    state = student.state_dict()
+    for name, layer in weight_quantizers(student).items():
+        key = weight_key(name, layer)
+        own = {n: t for n, t in tensors.items() if n.startswith((f"{key}.", f"{name}.weight_q"))}
+        codes = own.pop(f"{key}.codes")
+        assert len(codes) == -(-layer.weight.numel() * 3 // 8)
+        assert sum(t.nbytes for t in own.values()) == 9 * layer.weight_quantizer.grids
+    found = unpack(tensors, layout)
+    grids = [n for n in state if n.endswith(("log_scale", "zero_point"))]
+    assert all(torch.equal(found[name], state[name]) for name in grids)
+
+
+def test_a_file_that_was_written_before_has_the_same_student(tmp_path):
+    """Its scales are all in float64, and a learned step's zero points are there as they are."""
+    student, _ = whole(*NETWORKS["layers"], RECIPES["learned"])
+    tensors, layout = pack(student)
+    wanted, (arrays, _) = (
+        unpack(tensors, layout),
+        reader().read_packed(written(student, tmp_path / "n")),
+    )
+    before = {n: t.double() if n.endswith(".scale") else t for n, t in tensors.items()}
+    state = student.state_dict()
+    before |= {n: t for n, t in state.items() if n.endswith("weight_quantizer.zero_point")}
+    entries = layout["weights"].items()
+    own = {n: {k: v for k, v in about.items() if k != "learned"} for n, about in entries}
+    write_checkpoint(tmp_path / "b", "packed", before, {**layout, "weights": own})
+    found = unpack(*read_checkpoint(tmp_path / "b", "packed"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    given, _ = reader().read_packed(tmp_path / "b")
+    assert all(numpy.array_equal(given[name], arrays[name]) for name in arrays)
+
+
 def test_rounded_weights_alone_would_have_another_grid():
     """Why the ends of each channel are packed."""
     student, _ = whole(*NETWORKS["resnet20"], Recipe(4, 4))
