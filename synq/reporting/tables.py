@@ -16,9 +16,13 @@ ACCURACIES = ["calibrated", "last", "selected", "best_on_test"]
 
 
 EXPORTED = [
-    *("packed_bytes", "onnx_bytes", "agreement", "test_agreement", "runtime_top1"),
+    *("packed_bytes", "onnx_bytes", "agreement", "test_agreement"),
     *("openvino_agreement", "openvino_test_agreement"),
 ]
+
+
+# Top-1 of the file in ONNX Runtime, beside that of torch.
+RUNTIME = "runtime_top1"
 
 
 # What an image costs, by the widths of weights and inputs.
@@ -47,9 +51,10 @@ def accuracy_table(
     """One row a model, width and method: top-1 in percent, mean and standard deviation over seeds.
 
     ``metrics`` are the contents of metrics.json, where a mapping ``seconds`` of stage to seconds
-    may be added, and the content of export.json as ``export``, of which the smallest agreement is
-    shown. The standard deviation is the sample's, and missing for one seed. ``published`` is the
-    papers' number for the same network, data, width and method, missing where there is none.
+    may be added, and the content of export.json as ``export``, of whose agreements the smallest is
+    shown, and of whose top-1 in the runtime the mean. The standard deviation is the sample's, and
+    missing for one seed. ``published`` is the papers' number for the same network, data, width and
+    method, missing where there is none.
 
     ``ceilings`` maps a method to the one that is the same but for better images: ``image_gap`` is
     what these would add, of the last epoch. There is no such column where no run has its ceiling.
@@ -64,13 +69,13 @@ def accuracy_table(
             "full_precision": entry["teacher"]["top1"],
             "float_bytes": entry["teacher"]["weight_bytes"],
             **{name: entry[name]["top1"] for name in ACCURACIES},
-            **{name: (entry.get("export") or {}).get(name) for name in EXPORTED},
+            **{name: (entry.get("export") or {}).get(name) for name in (*EXPORTED, RUNTIME)},
             **_bits(entry),
             **{f"{stage}_seconds": value for stage, value in entry.get("seconds", {}).items()},
         }
         for entry in metrics
     ]
-    frame = pandas.DataFrame(rows)
+    frame = pandas.DataFrame(rows).astype({RUNTIME: float})  # None where it is not known
     groups = frame.groupby(KEYS, sort=False)
     seconds = [name for name in frame.columns if name.endswith("_seconds")]
     table = groups.size().rename("seeds").to_frame()
@@ -87,6 +92,8 @@ def accuracy_table(
     for name in EXPORTED:
         # None where there is no export; the worst of the seeds.
         table[name] = groups[name].min().astype(float)
+    table[f"{RUNTIME}_mean"] = groups[RUNTIME].mean()
+    table[f"{RUNTIME}_std"] = groups[RUNTIME].std()
     for average, least, most in BITS.values():
         table[average] = groups[average].mean()
         table[least] = groups[least].min()
@@ -173,11 +180,10 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
     shown = table[[*KEYS, "seeds"]].copy()
     shown["full precision"] = [_number(value) for value in table["full_precision"]]
     for column in table.columns:
-        if column.endswith("_mean"):
-            name = column.removesuffix("_mean")
+        name = column.removesuffix("_mean")
+        if name not in (column, RUNTIME):
             sign = "+" if name.endswith((DIFFERENCE, GAP)) else ""
-            pairs = zip(table[column], table[f"{name}_std"], strict=True)
-            shown[name.replace("_", " ")] = [_mean_std(*pair, sign) for pair in pairs]
+            shown[name.replace("_", " ")] = _means(table, name, sign)
     for kind in _mixed(table):
         columns = (table[column] for column in BITS[kind])
         shown[f"bits of {kind}"] = [_range(*row) for row in zip(*columns, strict=True)]
@@ -192,8 +198,8 @@ def readable(table: pandas.DataFrame) -> pandas.DataFrame:
         # On real images where there are any.
         agreement = table["test_agreement"].fillna(table["agreement"])
         shown["onnx agrees"] = [_number(value) for value in agreement]
-        if table["runtime_top1"].notna().any():
-            shown["onnx top-1"] = [_number(value) for value in table["runtime_top1"]]
+        if table[f"{RUNTIME}_mean"].notna().any():
+            shown["onnx top-1"] = _means(table, RUNTIME)
         other = table["openvino_test_agreement"].fillna(table["openvino_agreement"])
         if other.notna().any():
             shown["openvino agrees"] = [_number(value) for value in other]
@@ -243,6 +249,11 @@ def remarks(table: pandas.DataFrame) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _means(table: pandas.DataFrame, name: str, sign: str = "") -> list[str]:
+    pairs = zip(table[f"{name}_mean"], table[f"{name}_std"], strict=True)
+    return [_mean_std(*pair, sign) for pair in pairs]
 
 
 def _mean_std(mean: float, std: float, sign: str) -> str:

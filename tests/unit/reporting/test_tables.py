@@ -47,6 +47,18 @@ def test_exports_are_shown_with_the_worst_agreement_of_the_seeds():
     assert "onnx kB" not in readable(accuracy_table([metrics(0, 90.0)]))
 
 
+def test_top1_in_the_runtime_is_a_mean_as_that_in_torch_is():
+    runs = [
+        {**metrics(seed, 0), "export": {"onnx_bytes": 9, "agreement": 100.0, "runtime_top1": top1}}
+        for seed, top1 in enumerate((90.0, 91.0, 95.0))
+    ]
+    table = accuracy_table([*runs, metrics(0, 80.0, bits="w3a3")])
+    shown = readable(table)
+    assert shown["onnx top-1"].tolist() == ["92.00 ± 2.65", ""]
+    assert "runtime top1" not in shown
+    assert table["runtime_top1_std"].tolist()[0] == pytest.approx(2.6458, abs=1e-4)
+
+
 def test_what_the_runtime_computes_and_how_much_reads_codes_is_told():
     work = {"scope": "everything", "multiply_adds_share": 0.987, "bit_operations": 5000}
     work |= {"peak_activation_bytes": 70}
