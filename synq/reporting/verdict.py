@@ -150,9 +150,9 @@ def _lost(found: Mapping[str, Any]) -> str:
         )
     verb = "gained" if found["lost"] < 0 else "lost"
     return (
-        f"{verb} {abs(found['lost']):.2f}{spread} points: {found['top1']:.2f} % of "
-        f"{found['full_precision']:.2f} % top-1, mean of {seeds}; {count} test images know it "
-        f"to ± {found['standard_error']:.2f} (standard error)"
+        f"{verb} {abs(found['lost']):.2f}{spread} points: top-1 is {found['top1']:.2f} % (mean of "
+        f"{seeds}) and was {found['full_precision']:.2f} %; {count} test images know "
+        f"it to ± {found['standard_error']:.2f} (standard error)"
     )
 
 
@@ -179,8 +179,17 @@ def _quantized(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         return f"{text}: {layers}; their share of the multiply-adds is not known"
     text = f"{text}: {layers}, {_percent(part['multiply_adds'])} of the multiply-adds"
     if part["inputs"] is not None:
-        text += f"; {_percent(part['inputs'])} of them read quantized inputs"
+        text += f"; {_read(part['inputs'], run.get('scope', 'calls'))}"
     return text
+
+
+def _read(share: float, scope: str) -> str:
+    """Which share of all multiply-adds reads codes, and what reads none."""
+    text = f"inputs are quantized for {_percent(share)} of all multiply-adds"
+    if share == 1:
+        return text
+    wider = "; `inputs` would quantize them" if scope == "calls" else ""
+    return f"{text}, and the others read floats (`calibration.scope: {scope}`{wider})"
 
 
 def _percent(share: float) -> str:
@@ -249,7 +258,7 @@ def _undecided(found: Mapping[str, Any], error: float) -> list[str]:
         return []
     return [
         f"too close to decide: the loss is known to ± {error:.2f} points (standard error, of the "
-        "test images and the seeds), and is no two of these from what is allowed"
+        "test images and the seeds), and is less than two of these from what is allowed"
     ]
 
 

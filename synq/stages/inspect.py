@@ -1,5 +1,6 @@
 """What a teacher is made of, what of it is quantized, and whether it fits; before any work."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,11 @@ def _quantized(part: dict[str, Any]) -> str:
 def _share(inputs: dict[str, Any]) -> str:
     """How many layers read codes, and how much of the work that is."""
     text, share = f"{inputs['layers']} of {inputs['of']}", inputs["multiply_adds_share"]
-    return text if share is None else f"{text}, {100 * share:.0f} % of the multiply-adds"
+    if share is not None:
+        # Never 100 % of what is not all of it.
+        text += f", {math.floor(1000 * share) / 10:g} % of the multiply-adds"
+    rest = "; the others read floats unless calibration.scope is wider than calls"
+    return text + (rest if inputs["layers"] < inputs["of"] else "")
 
 
 def _some(entries: Sequence[str]) -> str:

@@ -56,8 +56,12 @@ def test_the_loss_is_a_mean_over_seeds_with_their_deviation():
     found = judged(run(0, 96.0), run(1, 97.0), run(2, 98.0))
     assert found["lost"] == pytest.approx(1)
     assert found["deviation"] == pytest.approx(1)
-    assert found["words"]["lost"].startswith("lost 1.00 ± 1.00 points: 97.00 % of 98.00 % top-1")
-    assert "mean of 3 seeds; 1000 test images" in found["words"]["lost"]
+    assert found["words"]["lost"].startswith("lost 1.00 ± 1.00 points: top-1 is 97.00 % (mean of ")
+    assert "(mean of 3 seeds) and was 98.00 %; 1000 test images" in found["words"]["lost"]
+    better = judged(run(0, 98.21, 97.71))["words"]["lost"]
+    assert better.startswith(
+        "gained 0.50 points: top-1 is 98.21 % (mean of 1 seed) and was 97.71 %"
+    )
 
 
 def test_the_standard_error_is_the_binomial_one_and_never_nothing():
@@ -91,7 +95,8 @@ def test_a_loss_close_to_what_is_allowed_is_doubted_and_a_far_one_is_not():
     def close(found):
         return [doubt for doubt in found["doubts"] if doubt.startswith("too close")]
 
-    assert close(judged(run(), run(1), points=1.1))
+    (doubt,) = close(judged(run(), run(1), points=1.1))
+    assert doubt.endswith("and is less than two of these from what is allowed")
     assert not close(judged(run(), run(1), points=5.0))
     assert not close(judged(run(), run(1)))
 
@@ -104,7 +109,14 @@ def test_what_is_quantized_is_a_share_of_the_layers_that_are_called():
     verdict = judged(run(), parts=parts)
     assert verdict["words"]["quantized"] == (
         "weights of 4 bits, activations of 3: 1 of 2 layers, 25 % of the multiply-adds; "
-        "50 % of them read quantized inputs"
+        "inputs are quantized for 50 % of all multiply-adds, and the others read floats "
+        "(`calibration.scope: calls`; `inputs` would quantize them)"
+    )
+    wide = judged(run(scope="everything", multiply_adds_share=0.9), parts=parts)
+    assert "the others read floats (`calibration.scope: everything`)" in wide["words"]["quantized"]
+    whole = judged(run(scope="inputs", multiply_adds_share=1.0), parts=parts)
+    assert whole["words"]["quantized"].endswith(
+        "inputs are quantized for 100 % of all multiply-adds"
     )
     assert "1 layer in full precision: b" in verdict["doubts"]
 
