@@ -62,7 +62,7 @@ def render(
 
     ``missing`` says, a line each, what of the results is not there; the page begins with it.
     """
-    judged = {(v["model"], v["bits"], v["method"]): v["judgement"] for v in verdicts}
+    judged = {(v["model"], v["bits"], v["method"]): v for v in verdicts}
     measured = [run for run in runs if run.metrics is not None]
     known = {run.metrics["teacher"]["top1"] is not None for run in measured if run.metrics}
     told = [
@@ -151,12 +151,12 @@ def _headline(verdict: Mapping[str, Any]) -> str:
     return f"{verb} {abs(verdict['lost']):.2f} points"
 
 
-def _row(run: Run, judged: Mapping[tuple[str, str, str], str]) -> dict[str, Any]:
+def _row(run: Run, judged: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> dict[str, Any]:
     metrics = run.metrics or {}
     names, full = run.names, metrics["teacher"]["top1"]
     reached = metrics["selected"]["top1"]
     size = (metrics.get("export") or {}).get("packed_bytes") or metrics["weight_bytes"]
-    judgement = judged.get((names["model"], names["bits"], names["method"]))
+    verdict = judged.get((names["model"], names["bits"], names["method"]))
     words = [names["model"], names["bits"], names["method"]]
     numbers = [
         (full, ".2f"),
@@ -170,10 +170,19 @@ def _row(run: Run, judged: Mapping[tuple[str, str, str], str]) -> dict[str, Any]
     cells = [
         *({"text": word, "sort": word, "number": False} for word in words),
         {"text": names["seed"], "sort": names["seed"], "number": True},
-        {"text": JUDGEMENTS[judgement] if judgement else "", "sort": judgement or "", "number": 0},
+        {"text": _judged(verdict), "sort": verdict["judgement"] if verdict else "", "number": 0},
         *(_cell(*number) for number in numbers),
     ]
     return {"anchor": run.anchor, "title": run.title, "cells": cells}
+
+
+def _judged(verdict: Mapping[str, Any] | None) -> str:
+    """The verdict in the row of a run, which is not on that run alone where there are others."""
+    if verdict is None:
+        return ""
+    said, seeds = JUDGEMENTS[verdict["judgement"]], len(verdict["seeds"])
+    of_all = seeds > 1 and verdict["judgement"] != "none"
+    return f"{said} (mean of {seeds} seeds)" if of_all else said
 
 
 def _cell(value: float | None, form: str) -> dict[str, Any]:

@@ -211,6 +211,18 @@ def test_an_empty_folder_of_runs_says_so(tmp_path, capsys):
     assert "verdict.json" in missing(page)
 
 
+def test_the_row_of_a_run_says_that_its_verdict_is_on_all_seeds(results):
+    """One seed that lost less than is allowed, and another that lost more."""
+    full = read_json(results / RUN / "metrics.json", "metrics")["teacher"]["top1"]
+    others = [another(results, seed=seed, top1=full - lost) for seed, lost in ((1, 0.5), (2, 9.5))]
+    tabulated(results, 1.0, others)
+    words = paged(results).words
+    assert words.count("Not accepted (mean of 2 seeds)") == 3  # in all rows of w4a4
+    assert words.count("Not accepted") == 1  # the verdict itself
+    tabulated(results, 1.0, (others[0],))
+    assert "Accepted" in paged(results).words
+
+
 def test_a_verdict_on_other_students_is_said_and_refused(results, capsys):
     path = results / RUN / "metrics.json"
     write_json(path, "metrics", {**read_json(path, "metrics"), "students_checksum": "other"})
