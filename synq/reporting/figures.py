@@ -21,6 +21,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 STYLE = Path(__file__).with_name("figures.mplstyle")
 INK = "#222222"  # of the style; a page has its own
 LABELLED = 20  # ticks with a name each, at most
+SHORT, LONG = 3, 16  # letters of a name that is not turned, and of one that is not cut
+LETTER = 0.07  # inches, of one of those
 TICKS = 9  # of a logarithmic axis
 MOST_LAYERS = 60  # whose names anybody could read
 
@@ -70,6 +72,12 @@ def _plain(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=TICKS))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def _fitted(names: Sequence[str]) -> tuple[list[str], int]:
+    """Names of classes that are short enough for ticks, and by how many degrees they are turned."""
+    cut = [name if len(name) <= LONG else f"{name[: LONG - 1]}…" for name in names]
+    return cut, 90 if any(len(name) > SHORT for name in cut) else 0
 
 
 @styled
@@ -160,10 +168,13 @@ def picture_rows(rows: Mapping[str, numpy.ndarray], columns: Sequence[str]) -> F
             tile = tiled[down : down + height, right : right + width]
             tile[..., :3] = numpy.clip(image, 0, 1).transpose(1, 2, 0)
             tile[..., 3] = 1
-    figure = Figure(figsize=(0.62 * count + 0.9, 0.68 * len(rows) + 0.25))
+    cut, turned = _fitted(columns)
+    above = LETTER * max(map(len, cut)) if turned else 0.0
+    figure = Figure(figsize=(0.62 * count + 0.9, 0.68 * len(rows) + 0.25 + above))
     axes = figure.subplots()
     axes.imshow(tiled, interpolation="nearest")
-    axes.set_xticks([(width - 1) / 2 + place * (width + gap) for place in range(count)], columns)
+    middles = [(width - 1) / 2 + place * (width + gap) for place in range(count)]
+    axes.set_xticks(middles, cut, rotation=turned)
     axes.set_yticks([(height - 1) / 2 + line * (height + gap) for line in range(len(rows))], rows)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -223,8 +234,8 @@ def losses_of_classes(names: Sequence[str], lost: Mapping[str, Sequence[float]])
         shift = (number - (len(kinds) - 1) / 2) * width
         axes.bar(places + shift, [lost[kind][place] for place in order], width, label=kind)
     axes.axhline(0, color=INK, linewidth=0.8)
-    long = max(len(names[place]) for place in order) > 3
-    axes.set_xticks(places, [names[place] for place in order], rotation=90 if long else 0)
+    cut, turned = _fitted([names[place] for place in order])
+    axes.set_xticks(places, cut, rotation=turned)
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("class" if len(order) == len(names) else f"the {LABELLED} that lost most")
     axes.set_ylabel("points lost")
@@ -300,8 +311,11 @@ def confusions(difference: numpy.ndarray, names: Sequence[str]) -> Figure:
     if len(names) > LABELLED:
         order = numpy.argsort(-apart, axis=None, kind="stable")[:LABELLED]
         pairs = [divmod(int(place), len(names)) for place in order]
-        labels = [f"{names[own]} as {names[other]}" for own, other in pairs]
-        axes.barh(labels, [apart[pair] for pair in pairs])
+        cut, _ = _fitted(names)
+        # At places and not at names, of which two that were cut may be the same.
+        axes.barh(range(len(pairs)), [apart[pair] for pair in pairs])
+        labels = [f"{cut[own]} as {cut[other]}" for own, other in pairs]
+        axes.set_yticks(range(len(pairs)), labels)
         axes.invert_yaxis()
         axes.tick_params(axis="y", labelsize=6)
         axes.set_xlabel("images more than in full precision")
@@ -313,8 +327,11 @@ def confusions(difference: numpy.ndarray, names: Sequence[str]) -> Figure:
         # On the ends of the colours, which are dark, and on none of them, which is the page's.
         colour = "#ffffff" if abs(value) > 0.7 * largest else "#000000"
         axes.text(other, own, f"{value:+.1f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
+    cut, turned = _fitted(names)
+    if turned:
+        figure.set_figheight(figure.get_figheight() + LETTER * max(map(len, cut)))
+    axes.set_xticks(range(len(names)), cut, rotation=turned)
+    axes.set_yticks(range(len(names)), cut)
     axes.grid(visible=False)
     axes.set_xlabel("is taken for")
     axes.set_ylabel("class")

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,8 +146,7 @@ def of_attention(
         "attention-{model}-{image_set}".format(**run),
         title,
         f"Grad-CAM for the class of each column, bright where it speaks for that class, of the "
-        f"original network and of its student of seed {run['seed']}, before and after the "
-        "training.",
+        f"original network and of {_student(run)}.",
         figures.picture_rows(rows, names),
         wide=True,
     )
@@ -175,8 +174,9 @@ def of_difficulty(run: Mapping[str, Any], values: numpy.ndarray) -> Drawn:
 def of_layers(run: Mapping[str, Any], errors: Mapping[str, Errors]) -> Iterator[Drawn]:
     """How far weights and activations of a run's students are from the network's, by layer."""
     title = "{model}: error of {bits} by {method}".format(**run)
+    moved = " The training moves weights, so that theirs may grow." if trained(run) else ""
     for kind, text, more in (
-        ("weights", "weight", " The training moves weights, so that theirs may grow."),
+        ("weights", "weight", moved),
         ("activations", "activation, on one image of each class,", ""),
     ):
         found = {name: getattr(own, kind) for name, own in errors.items()}
@@ -185,10 +185,33 @@ def of_layers(run: Mapping[str, Any], errors: Mapping[str, Errors]) -> Iterator[
         yield Drawn(
             f"{kind}-{run['model']}-{run['image_set']}",
             f"{title}, {kind}",
-            f"Squared error of each rounded {text} in units of its square in full precision, "
-            f"before and after the training, of the student of seed {run['seed']}.{more}",
+            f"Squared error of each rounded {text} in units of its square in full precision, of "
+            f"{_student(run)}.{more}",
             figures.errors_of_layers(found),
         )
+
+
+def trained(run: Mapping[str, Any]) -> bool:
+    """Whether the student that is shipped is another one than the calibrated one."""
+    return bool(run["selected"]["epoch"] > 0)
+
+
+def _student(run: Mapping[str, Any]) -> str:
+    """Whose figure it is, and in which states, as a part of a sentence."""
+    states = (
+        "before (calibrated) and after its training (shipped)"
+        if trained(run)
+        else "which is shipped as it was calibrated"
+    )
+    return "the student {bits} by {method} of seed {seed}, {states}".format(
+        **{**run, "bits": run["bits"].upper(), "states": states}
+    )
+
+
+def named(run: Mapping[str, Any], labels: Iterable[int]) -> list[str]:
+    """What classes are called, as the run's export has it; their numbers where it does not."""
+    names = (run.get("export") or {}).get("names") or []
+    return [names[label] if label < len(names) else str(label) for label in labels]
 
 
 def of_sensitivity(found: Mapping[str, Any]) -> Drawn:
@@ -243,7 +266,7 @@ def of_confusion(
             f"{model}: what {bits} by {method} confuses",
             f"Images more (or fewer) than in full precision that are taken for another class, of "
             f"{group[0]['test_images']}{seeds}.",
-            figures.confusions(difference, [str(number) for number in range(classes)]),
+            figures.confusions(difference, named(group[0], range(classes))),
         )
 
 
@@ -284,9 +307,7 @@ def of_run(name: str, run: Mapping[str, Any]) -> Iterator[Drawn]:
             "What each class lost",
             f"Points below the {'full-precision network' if measured else 'original, of agreement'}"
             f", of {min(found['images'])} to {max(found['images'])} images a class.",
-            figures.losses_of_classes(
-                [str(number) for number in range(len(found["images"]))], losses(found)
-            ),
+            figures.losses_of_classes(named(run, range(len(found["images"]))), losses(found)),
         )
 
 

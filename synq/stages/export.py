@@ -106,6 +106,7 @@ def export_student(
         {
             **about,
             **found,
+            "names": shown["names"],
             "packed_sha256": file_sha256(packed),
             "packed_bytes": packed.stat().st_size,
             "versions": {**versions(), **packages(settings)},

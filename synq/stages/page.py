@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from synq.config import layout
+from synq.config.grid import parse_bits
 from synq.config.plan import shard_classes
 from synq.data.lowpass import blur_transfer, lowpass
 from synq.errors import ArtifactError, ConfigError, UserError, reason
@@ -214,9 +215,7 @@ def _overall(
             own = [run for run in measured[:DRAWN] if run["model"] == model]
             yield from gallery.of_confusion(own, reference.get("confusion") or {})
     yield from _sensitivities(results, models, missing)
-    # The last run of each set has the fewest bits, as people write a grid.
-    sets = {(run["model"], run["image_set"]): run for run in measured}
-    for (model, image_set), run in sets.items():
+    for (model, image_set), run in _looked_into(measured).items():
         try:
             pictures = _pictures(results, run)
             yield from _of_images(
@@ -229,6 +228,22 @@ def _overall(
             yield from _of_networks(results, run, pictures)
         except UserError as error:
             missing.append(f"images of {model}, {image_set}: {error}")
+
+
+def _looked_into(
+    measured: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Model and image set -> the run whose images and layers are shown, since a page has one.
+
+    It is one that was trained, where any was, of the fewest bits of these; the first of several.
+    """
+    sets: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in measured:
+        sets.setdefault((run["model"], run["image_set"]), []).append(run)
+    return {
+        key: min(own, key=lambda run: (not gallery.trained(run), sum(parse_bits(run["bits"]))))
+        for key, own in sets.items()
+    }
 
 
 def _reference(results: Path, model: str) -> Mapping[str, Any]:
@@ -280,10 +295,6 @@ class Pictures(NamedTuple):
         """Such images, or others that were made of them, in [0, 1] for the most part."""
         return (images * self.std + self.mean).numpy()
 
-    @property
-    def names(self) -> list[str]:
-        return [str(label) for label in self.labels]
-
 
 def _pictures(results: Path, run: Mapping[str, Any]) -> Pictures:
     """The first image of each of the first classes, and how difficult all are."""
@@ -325,7 +336,7 @@ def _of_images(
         run,
         pictures.shown(images),
         filtered,
-        pictures.names,
+        gallery.named(run, pictures.labels),
         real=real,
         measured=measured,
     )
@@ -334,7 +345,7 @@ def _of_images(
 def _of_networks(
     results: Path, run: Mapping[str, Any], pictures: Pictures
 ) -> Iterator[gallery.Drawn]:
-    """Where the network looks, and the run's student before and after its training.
+    """Where the network looks, and the run's student before and after its training, if it had any.
 
     And how far their layers are from the network's. No maps where the network has no convolution
     that one could be of.
@@ -344,7 +355,8 @@ def _of_networks(
     students = Students(results / layout.SNAPSHOTS.format(**run))
     check_teacher(students.record, network, students.path)
     own: dict[str, nn.Module] = {}
-    for label, key in (("calibrated", "calibrated"), ("shipped", "selected")):
+    states = [("calibrated", "calibrated"), ("shipped", "selected")]
+    for label, key in states if gallery.trained(run) else states[1:]:
         student = student_of(network, recipe_of(students.record, students.path))
         student.load_state_dict(students.student(run[key]["epoch"]))
         own[label] = student
@@ -359,7 +371,9 @@ def _of_networks(
         # Training without maps asks for no gradient here, and the network need not have one.
         print(f"no maps of where {run['model']} looks: {reason(error)}")
         return
-    yield gallery.of_attention(run, pictures.shown(pictures.images), found, pictures.names)
+    yield gallery.of_attention(
+        run, pictures.shown(pictures.images), found, gallery.named(run, pictures.labels)
+    )
 
 
 def _written(drawn: gallery.Drawn, folder: Path) -> Shown:

@@ -135,7 +135,7 @@ def run(seed, bits="w4a4", full=99.0):
     return {
         **{"model": "net", "bits": bits, "method": "synq", "seed": seed, "image_set": "hard"},
         "teacher": {"top1": full, "weight_bytes": 9000},
-        "selected": {"top1": 95.0 + seed},
+        "selected": {"top1": 95.0 + seed, "epoch": 1},
         "weight_bytes": 1500,
         "seconds": {"finetune": 10.0},
         "epochs": [{"epoch": 0, "held_out": 2.0, "top1": 90.0}, {"epoch": 1, "held_out": 1.0}],
@@ -161,7 +161,10 @@ def test_a_run_has_its_curves_and_classes_where_there_are_any():
 def test_maps_stand_below_their_images_and_say_whose_they_are():
     images = numpy.random.default_rng(0).random((2, 4, 8, 8))  # of four channels: the first
     drawn = of_attention(run(3), images, {"original": images[:, :1]}, ["0", "1"])
-    assert "seed 3" in drawn.caption
+    assert "the student W4A4 by synq of seed 3, before (calibrated) and after" in drawn.caption
+    untrained = {**run(3), "selected": {"top1": 95.0, "epoch": 0}}
+    other = of_attention(untrained, images, {"original": images[:, :1]}, ["0", "1"])
+    assert "shipped as it was calibrated" in other.caption
     assert {"image", "original"} <= set(texts(drawn.figure))
 
 
@@ -214,6 +217,21 @@ def test_a_confusion_is_the_mean_over_the_seeds_less_that_of_full_precision():
     found = numpy.asarray(drawn.figure.axes[0].images[0].get_array())
     assert found.tolist() == [[0, 1], [0.5, 0]]
     assert "mean of 2 seeds" in drawn.caption
+
+
+def test_classes_are_called_as_the_export_has_it():
+    names = ["cat", "a very long name of a class"]
+    export = {"packed_bytes": 9, "names": names}
+    more = {"confusion": {"0": {"1": 3}}, "per_class": {**run(0)["per_class"], "images": [5, 5]}}
+    more["per_class"] |= {"teacher": [5, 4], "calibrated": [5, 4], "selected": [5, 4]}
+    (drawn,) = of_confusion([{**run(0), **more, "test_images": 10, "export": export}], {})
+    assert {"cat", "a very long nam…"} <= set(texts(drawn.figure))
+    (*_, lost) = of_run("r", {**run(0), **more, "export": export})
+    assert "cat" in texts(lost.figure)
+    # Of a run without an export, or of an older one, they have their numbers.
+    for export in (None, {"packed_bytes": 9}):
+        (drawn,) = of_confusion([{**run(0), **more, "test_images": 10, "export": export}], {})
+        assert {"0", "1"} <= set(texts(drawn.figure))
 
 
 @pytest.mark.parametrize(("labels", "weight"), [("easy", 1.0), ("easy", 0.0), ("all", 1.0)])

@@ -37,7 +37,7 @@ def test_the_record_says_what_the_file_is_and_how_far_it_agrees(made):
     assert about["std"] == [0.3]
     assert about["bits"] == "w4a4"
     assert about["student_sha256"] == record["student_sha256"]
-    assert about["names"] == [str(number) for number in range(10)]
+    assert about["names"] == record["names"] == [str(number) for number in range(10)]
     assert (about["channels"], about["image_size"]) == (1, 16)
     assert (about["resized_crop"], about["interpolation"]) == (0.875, "bilinear")
 

@@ -223,6 +223,32 @@ def test_the_row_of_a_run_says_that_its_verdict_is_on_all_seeds(results):
     assert "Accepted" in paged(results).words
 
 
+def changed(results, run, name, **values):
+    path = results / run / f"{name}.json"
+    write_json(path, name, read_json(path, name) | values)
+
+
+def test_layers_and_maps_are_those_of_a_trained_student_where_there_is_one(results):
+    """Of the fewest bits, with the network's names of classes."""
+    untrained, wider = another(results, "w2a2"), another(results, "w8a8")
+    metrics = read_json(results / RUN / "metrics.json", "metrics")
+    for run in (RUN, wider):
+        changed(results, run, "metrics", selected={**metrics["selected"], "epoch": 1})
+    calibrated = {**metrics["selected"], "epoch": 0}
+    changed(results, untrained, "metrics", selected=calibrated)
+    names = [f"digit {number}" for number in range(10)]
+    changed(results, RUN, "export", names=names)
+    words = "\n".join(paged(results).words)
+    assert "of the student W4A4 by synq of seed 0, before (calibrated) and after" in words
+    for figure in ("images-net-hard", "attention-net-hard", "confusion-net-w4a4-synq"):
+        assert "digit 5" in (results / f"figures/{figure}.svg").read_text("utf-8")
+    for run in (RUN, wider):
+        changed(results, run, "metrics", selected=calibrated)
+    words = "\n".join(paged(results).words)
+    assert "of the student W2A2 by synq of seed 0, which is shipped as it was calibrated" in words
+    assert "calibrated" not in (results / "figures/weights-net-hard.svg").read_text("utf-8")
+
+
 def test_a_verdict_on_other_students_is_said_and_refused(results, capsys):
     path = results / RUN / "metrics.json"
     write_json(path, "metrics", {**read_json(path, "metrics"), "students_checksum": "other"})
