@@ -22,6 +22,8 @@ SILENT = 120  # s
 STATES = ("done", "running", "silent", "failed", "waiting")
 # What runtime.progress prints.
 PROGRESS = re.compile(r": \d+/\d+, .* gone, .* left")
+# A bar that was begun and has not moved: a line every ten seconds is all that follows.
+BEGUN = re.compile(r"(.*: \d+/\d+), \?\S*, [\d:]+ gone, \? left")
 FAILURES = re.compile(r"synq: error: |[\w.]*(Error|Exception|Interrupt)\b.*|Killed|Terminated")
 
 
@@ -105,7 +107,23 @@ def _look(results: Path, job: Job, started: float) -> Found:
     if written < started:
         return Found(job, "waiting")
     age = time.time() - written
-    return Found(job, "running" if age < SILENT else "silent", seconds=age, line=line)
+    state = "running" if age < SILENT else "silent"
+    return Found(job, state, seconds=age, line=_newest(lines, age))
+
+
+def _newest(lines: Sequence[str], age: float) -> str:
+    """The last line, written ``age`` seconds ago; of a bar that has not moved, what was before it.
+
+    Where a bar takes less than ten seconds, its first line is all that a look would find of each.
+    """
+    line = lines[-1] if lines else ""
+    begun = BEGUN.match(line)
+    if begun is None:
+        return line
+    moved = (own for own in reversed(lines) if PROGRESS.search(own) and not BEGUN.match(own))
+    before = next(moved, "")
+    told = f"{begun[1]}, begun {age:.0f} s ago"
+    return f"{told}; before it {before}" if before else told
 
 
 def _lines(log: Path) -> list[str]:

@@ -1,7 +1,9 @@
 """``synq status``: what the files of a workflow that runs elsewhere say of it."""
 
+import io
 import json
 import os
+import re
 import time
 from dataclasses import asdict
 
@@ -9,6 +11,7 @@ import pytest
 
 from synq import cli
 from synq.config.jobs import Job
+from synq.runtime.progress import progress
 from synq.stages import status
 
 PROGRESS = "epoch 2/4: 10/40, 3.1 steps/s, 00:03 gone, 00:10 left total 0.4"
@@ -78,6 +81,27 @@ def test_a_traceback_s_end_is_a_failure(results, capsys, line):
 def test_a_line_of_progress_after_an_error_is_a_job_that_goes_on(results, capsys):
     write(results / job(0).log, f"ConnectionError: tried again\n{PROGRESS}\n")
     assert "1 running" in told(capsys, results)
+
+
+def test_a_bar_that_has_not_moved_is_told_with_the_one_before_it(results, capsys, monkeypatch):
+    """Bars of less than ten seconds each, as ``runtime.progress`` writes them."""
+    written = io.StringIO()
+    monkeypatch.setattr("sys.stderr", written)
+    list(progress(range(21), "epoch 1/9"))
+    list(progress(range(2), "images"))
+    running = iter(progress(range(21), "epoch 2/9"))
+    next(running)
+    *before, begun = written.getvalue().splitlines()
+    running.close()
+    monkeypatch.undo()
+    assert re.fullmatch(r"epoch 2/9: 0/21, \?it/s, 00:00 gone, \? left ", begun)
+    os.utime(results / "jobs.json", (time.time() - 9000,) * 2)
+    write(results / job(0).log, "\n".join([*before, begun]), age=4)
+    write(results / job(1).log, f"begun\n{begun}\n", age=7)
+    text = told(capsys, results)
+    assert "seed0: epoch 2/9: 0/21, begun 4 s ago; before it images: 2/2, " in text
+    assert "seed1: epoch 2/9: 0/21, begun 7 s ago\n" in text
+    assert "?" not in text
 
 
 def test_a_job_that_is_silent_for_long_is_told_so(results, capsys):
