@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from synq.api.given import Given
 from synq.api.settings import Run
 from synq.errors import UserError
 from synq.io.artifacts import atomic, checksum, write_checkpoint
@@ -91,7 +92,8 @@ class Result:
 
     ``student`` takes and gives what the original does, in evaluation mode and frozen, on the device
     it was trained on. ``images`` can be given to the next ``quantize``. ``record`` holds all
-    settings by value and what each epoch left (``history``).
+    settings by value and what each epoch left (``history``). ``tests`` are the test images that
+    were given as batches.
     """
 
     student: nn.Module
@@ -102,6 +104,7 @@ class Result:
     measured: Measured
     seconds: Mapping[str, float]
     run: Run
+    tests: Given | None = None
 
     def report(self) -> str:
         """What was quantized, how well the student does, and its size, in a few lines."""
@@ -155,11 +158,12 @@ class Result:
     def to_onnx(self, path: str | Path) -> dict[str, Any]:
         """Write the student as ONNX, compared with itself in ONNX Runtime; what was found of it.
 
-        ModelError, and no file, where the two agree on too few of the images.
+        On ``export.test_images`` of the test images, too, where there are any. ModelError, and no
+        file, where the two agree on too few of the images that it was trained on.
         """
         # Imported here: the exporter takes seconds to load.
         from synq.data.names import class_names
-        from synq.stages.export import packages, write_onnx
+        from synq.stages.export import packages, tests_of, write_onnx
 
         network, run = self.network, self.run
         about = {
@@ -176,7 +180,14 @@ class Result:
         student = copy.deepcopy(self.student).cpu()
         integers = self.record["recipe"]["scope"] == "everything"
         found = write_onnx(
-            Path(path), student, about, self.images, run.export, 0, integers=integers
+            Path(path),
+            student,
+            about,
+            self.images,
+            run.export,
+            0,
+            integers=integers,
+            tests=self.tests or tests_of(network, run.test),
         )
         versions = {**self.record["versions"], **packages(run.export)}
         return {**about, **found, "versions": versions}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synq.api.given import Given, checked
 from synq.api.network import description, image_set_of, images_for, teacher_of
 from synq.api.result import Inspection, Measured, Result, Sensitivity
 from synq.api.settings import Run, image_settings, run_settings
@@ -84,10 +85,11 @@ def quantize(
     ``synthesis`` and the other mappings change settings of the section of that name; they win over
     the method's own. ``test`` are images to measure on: a folder with one directory per class,
     settings as in a config (``{"dataset": "arrays", "path": "test.npz"}``), or batches of images as
-    the network takes them and labels, such as a DataLoader. Without it agreement with the network
-    is measured, on the images that were held out. ``names`` are those of the classes in the
-    network's order, or the path of a text file with a name a line: they go into the ONNX file, and
-    where the directories of a folder have exactly these names, they say which class each is.
+    the network takes them and labels, such as a DataLoader; those of an iterator are kept in
+    memory. Without it agreement with the network is measured, on the images that were held out.
+    ``names`` are those of the classes in the network's order, or the path of a text file with a
+    name a line: they go into the ONNX file, and where the directories of a folder have exactly
+    these names, they say which class each is.
 
     The same seed and settings give the student that the workflow makes, bit for bit on the same
     CPU and number of threads (``threads``; 0: torch's choice). Raises UserError, in one line,
@@ -149,7 +151,8 @@ def quantize(
         },
         "versions": versions(),
     }
-    return Result(trained.student, network, own, record, found, measured, seconds, run)
+    kept = None if batches is None else Given(batches, network, measured.images)
+    return Result(trained.student, network, own, record, found, measured, seconds, run, kept)
 
 
 def synthesize(
@@ -359,7 +362,8 @@ def _test(test: Test) -> tuple[Iterable[tuple[Tensor, Tensor]] | None, Settings]
             f"test is a {type(test).__name__}; give a folder, settings, or batches of images and "
             "labels"
         )
-    return test, None
+    # What can be read once alone is kept: ``to_onnx`` looks at test images, too.
+    return list(test) if isinstance(test, Iterator) else test, None
 
 
 def _test_images(network: Teacher, run: Run) -> Images | None:
@@ -380,7 +384,7 @@ def _measured(
     models = [network.model, calibrated, trained.student]
     real = batches is not None or tests is not None
     if batches is not None:
-        counts = confusion(models, _checked(batches, network), network.classes)
+        counts = confusion(models, checked(batches, network), network.classes)
     else:
         settings = run.evaluation
         seen = tests or held_out_images(network, shards, run.finetune.holdout, settings)
@@ -396,25 +400,3 @@ def _measured(
         student=top1(counts[2]),
         warning=doubt(counts[0]) if real else "",
     )
-
-
-def _checked(
-    batches: Iterable[tuple[Tensor, Tensor]], network: Teacher
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in batches:
-        if not (isinstance(batch, Sequence) and len(batch) == 2):
-            raise DataError("test gives batches that are no pairs of images and labels")
-        images, labels = batch
-        right = isinstance(images, Tensor) and isinstance(labels, Tensor)
-        if not right or images.shape[1:] != network.image_shape or len(labels) != len(images):
-            raise DataError(
-                f"test gives batches of {list(getattr(images, 'shape', []))} with labels "
-                f"{list(getattr(labels, 'shape', []))}, not of [n, "
-                f"{', '.join(map(str, network.image_shape))}] with labels [n]"
-            )
-        if int(labels.min()) < 0 or int(labels.max()) >= network.classes:
-            raise DataError(
-                f"test has the label {int(labels.max())}, but {network.name} has classes 0 to "
-                f"{network.classes - 1}"
-            )
-        yield images.float(), labels.long().cpu()

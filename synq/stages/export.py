@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import onnx
 import onnx_ir
@@ -97,7 +97,7 @@ def export_student(
         settings,
         threads,
         integers=integers,
-        tests=Tests(network, test),
+        tests=tests_of(network, test),
     )
     write_checkpoint(packed, "packed", tensors, {**about, **own, **layout})
     write_json(
@@ -120,11 +120,32 @@ def packages(settings: Export) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-class Tests(NamedTuple):
-    """The test images that a file is tried on: those of a teacher, as its config names them."""
+class Tests(Protocol):
+    """The test images that a file is tried on."""
+
+    def batches(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """At most ``count`` of them, evenly spread, by batches of at most ``size``, with labels.
+
+        Images are normalised and on the CPU.
+        """
+
+
+class Named(NamedTuple):
+    """Those of a teacher that its config names."""
 
     teacher: Teacher
     settings: TestSet
+
+    def batches(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        teacher = self.teacher
+        images = test_images(teacher, self.settings)
+        for own in evenly_spread(len(images), count).split(size):
+            yield normalise(images.read(own), teacher.mean, teacher.std), images.labels[own]
+
+
+def tests_of(teacher: Teacher, settings: TestSet) -> Tests | None:
+    """The test images that a config names; None where it names none."""
+    return None if settings.dataset == "none" else Named(teacher, settings)
 
 
 def write_onnx(
@@ -208,10 +229,9 @@ class Trial(NamedTuple):
                 f"of {found.images} images{where(found.parted)}; lower export.least_agreement "
                 f"({least}) if that is enough, or set export.format: none"
             )
-        tests = self.tests
-        if tests is None or tests.settings.dataset == "none" or not self.settings.test_images:
+        if self.tests is None or not self.settings.test_images:
             return found, None
-        labelled = _test(tests.teacher, tests.settings, self.settings, self.size)
+        labelled = self.tests.batches(self.settings.test_images, self.size)
         tested = compared(run, self.student, labelled)
         print(
             f"of {tested.images} test images on {tested.agreement:.2f} %; right on "
@@ -229,16 +249,6 @@ def _check_for_tensorrt(name: str, exported: onnx_ir.Model) -> None:
             f"TensorRT does not take {name}: {first}{more}; write calibration.scope: inputs, leave "
             "the layer in full precision (calibration.keep_bits), or choose another export.target"
         )
-
-
-def _test(
-    network: Teacher, test: TestSet, settings: Export, size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of normalised test images and their labels, evenly spread over the set."""
-    images = test_images(network, test)
-    rows = evenly_spread(len(images), settings.test_images)
-    for own in rows.split(size):
-        yield normalise(images.read(own), network.mean, network.std), images.labels[own]
 
 
 def _where(path: Path, model: nn.Module, images: Tensor | None) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import synq
+from synq.api.given import Given
 from synq.errors import ModelError
 from synq.io.artifacts import read_checkpoint
 from synq.quantization.packed import unpack
@@ -233,6 +234,48 @@ def test_accuracy_is_measured_on_batches_of_the_callers(network, epochs):
         right = (found.student(images).argmax(1) == labels).sum()
     assert found.measured.student == pytest.approx(10 * int(right))
     assert "top-1 on 10 test images: full precision" in found.report()
+
+
+def batches_of(count, size=4):
+    """Random images with the labels 0 to 2, of which each read gives the same."""
+    generator = torch.Generator().manual_seed(3)
+    images, labels = torch.rand((count, 3, 8, 8), generator=generator), torch.arange(count) % 3
+    return DataLoader(TensorDataset(images, labels), size)
+
+
+@pytest.mark.parametrize("kind", [iter, list, lambda batches: batches])
+def test_the_onnx_file_is_compared_on_the_batches_that_were_measured_on(network, tmp_path, kind):
+    loader = batches_of(10)
+    few = {**FEW, "export": {"test_images": 700}}
+    found = synq.quantize(network, **INPUT, **few, test=kind(loader))
+    record = found.to_onnx(tmp_path / "student.onnx")
+    assert record["test_images"] == found.measured.images == 10
+    assert record["torch_top1"] == pytest.approx(found.measured.student)
+    assert 0 <= record["runtime_top1"] <= 100
+
+
+def test_the_onnx_file_is_compared_on_a_folder_of_test_images(network, tmp_path):
+    for number, name in enumerate("abc"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        for place in range(2):
+            picture = Image.new("RGB", (8, 8), (80 * number, 40 * place, 90))
+            picture.save(tmp_path / "test" / name / f"{place}.png")
+    few = {**FEW, "export": {"test_images": 4}}
+    found = synq.quantize(network, **INPUT, **few, test=tmp_path / "test")
+    assert found.measured.images == 6
+    assert found.to_onnx(tmp_path / "student.onnx")["test_images"] == 4
+
+
+def test_of_many_test_images_some_are_compared_evenly_spread(network):
+    loader = batches_of(10)
+    given = Given(loader, synq.inspect(network, image_shape=(3, 8, 8)).network, 10)
+    batches = list(given.batches(4, 1))
+    assert [len(images) for images, _ in batches] == [1] * 4
+    images = torch.cat([images for images, _ in batches])
+    assert torch.equal(images, loader.dataset.tensors[0][[0, 3, 6, 9]])
+    assert torch.cat([labels for _, labels in batches]).tolist() == [0, 0, 0, 0]
+    gone = Given([], given.network, 10)
+    assert "0 when it was read again" in refusal(list, gone.batches(4, 1))
 
 
 def test_an_inspection_shows_what_the_command_shows(network):
