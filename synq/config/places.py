@@ -98,9 +98,15 @@ def _of_folder(settings: Any, path: str, classes: int) -> Iterator[str]:
     except OSError as error:
         yield f"{path}, which cannot be read ({error.strerror})"
         return
-    if classes in (0, len(found)):  # 0: nobody knows it yet
-        return
     names = set(written(settings.names))
+    if classes in (0, len(found)):  # 0: nobody knows it yet
+        if names & found and names != found:
+            # Whether the order is the names' or the alphabet's cannot be told.
+            yield (
+                f"{path}, where {_some(found - names)} is not among the names of the classes, and "
+                f"{_some(names - found)} is no folder; write the folders' names, or others for all"
+            )
+        return
     what = "it needs one a class, and no other"
     if found < names:
         what = f"there is none for {_some(names - found)}"

@@ -98,6 +98,7 @@ def test_what_is_elsewhere_is_not_looked_for(told):
         # Names that are not the folders' say of none of them that it is missing.
         ("ab", {"names": ["x", "y", "z"]}, "has 3 classes; it needs one a class"),
         ("abc", {"names": ["x", "y", "z"]}, None),
+        ("abc", {"names": ["c", "b", "aa"]}, "a is not among the names of the classes, and aa"),
         ("abc", {}, None),
     ],
 )
@@ -109,7 +110,7 @@ def test_a_folder_has_one_directory_a_class(told, tmp_path, section, made, more,
     images = {"dataset": "folder", "path": "data"}
     lines = told(section, "few-shot", classes=3, **{section: images}, **more)
     assert len(lines) == (said is not None)
-    assert all(line.startswith(f"models.own.{section}.path is data, which has ") for line in lines)
+    assert all(line.startswith(f"models.own.{section}.path is data, wh") for line in lines)
     assert all(str(said) in line for line in lines)
 
 
