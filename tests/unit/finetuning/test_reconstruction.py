@@ -161,6 +161,8 @@ def test_weights_are_rounded_up_or_down_and_nothing_else_of_the_layers_moves():
         grid = was.weight_quantizer.grid(weight)
         places = weight / grid.scale + grid.zero_point
         own = now.weight.detach()
+        if torch.equal(own, was.weight.detach()):
+            continue  # its part did not come closer, and was put back
         codes = now.weight_quantizer.grid(own).codes(own)
         assert ((codes - places.clamp(-grid.half, grid.half - 1)).abs() <= 1 + 1e-3).all()
         assert torch.equal(now.weight_quantizer(own), own)
