@@ -111,7 +111,7 @@ class Calibration:
     generator_bn_weight: float = setting(
         0.1, "weight of its BatchNorm alignment beside the cross-entropy", minimum=0
     )
-    range_power: float = setting(3.0, "p of the L_p error (mse)", above=0)
+    range_power: float = setting(3.5, "p of the L_p error (mse)", above=0)
     range_momentum: float = setting(
         0.9, "share of the old range that a batch keeps (ema)", minimum=0, maximum=1
     )

@@ -65,7 +65,7 @@ def test_nothing_is_mixed_unless_it_is_asked_for():
     assert Calibration(budget="1 MB").mixed
     assert Calibration(average_bits=2.5).mixed
     # No width is recorded; this alone has another default than its baseline.
-    assert recorded("calibration", Calibration()) == ["calibration.range_power=3.0"]
+    assert recorded("calibration", Calibration()) == ["calibration.range_power=3.5"]
 
 
 def test_a_pattern_without_a_match_gets_the_nearest_name():
