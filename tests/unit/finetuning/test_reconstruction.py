@@ -135,7 +135,7 @@ def test_a_share_of_the_values_is_dropped():
 def test_every_part_comes_closer_and_so_does_the_student(mode, function):
     full, network = teacher(function), student(function)
     before = distance(network, full)
-    found, _ = fitted(replace(SHORT, reconstruct=mode), network, full=full)
+    found, _ = fitted(replace(SHORT, reconstruct=mode, reconstruct_steps=80), network, full=full)
     assert [part.name for part in found] == PARTS == fitted_parts(full, SHAPE)
     assert [(part.number, part.parts) for part in found] == [(n, 4) for n in range(1, 5)]
     assert all(part.after <= part.before for part in found)
