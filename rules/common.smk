@@ -230,8 +230,8 @@ def ablation_metrics(wildcards):
 
 def processes(wildcards):
     """The processes of a fine-tuning, with a GPU each."""
-    names = wildcards.model, wildcards.method
-    return dict(PROVENANCE.groups("finetune", *names))["finetune"].processes
+    settings = PLAN.settings("finetune", wildcards.model, method=wildcards.method)
+    return settings.processes
 
 
 def threads_of_student(wildcards):
@@ -282,9 +282,8 @@ def reads(section, output):
 
 def start(wildcards):
     """The student that a run begins with, if any: of the same method and seed, with more bits."""
-    names = wildcards.model, wildcards.method
-    groups = dict(PROVENANCE.groups("finetune", *names))
-    bits = groups["finetune"].rung(wildcards.bits)
+    settings = PLAN.settings("finetune", wildcards.model, method=wildcards.method)
+    bits = settings.rung(wildcards.bits)
     return at(layout.STUDENT, **{**wildcards, "bits": bits}) if bits else []
 
 

@@ -52,7 +52,7 @@ class Limits:
         """Of images that are a relative's."""
         settings = self.plan.image_settings(model, image_set)
         images = len(shard_classes(shard)) * settings.images_per_class
-        return borrowing_minutes(self.plan.models[model], images, gpu=self.gpu)
+        return _minutes(self.plan.models[model], images, gpu=self.gpu)
 
     def student(self, model: str, method: str) -> int:
         """Of a calibration and a fine-tuning."""
@@ -70,7 +70,9 @@ class Limits:
     def sensitivity(self, model: str, method: str) -> int:
         """Of the table of all layers."""
         settings = self.plan.settings("calibration", model, method=method)
-        return sensitivity_minutes(self.plan.models[model], settings, gpu=self.gpu)
+        # Of each layer its weight, its input, and both.
+        forwards = 3 * MOST_LAYERS * settings.sensitivity_images
+        return _minutes(self.plan.models[model], forwards, gpu=self.gpu)
 
     def evaluation(self, model: str, method: str = "") -> int:
         """Of a run's students; of the teacher where there is no method."""
@@ -103,21 +105,11 @@ def finetune_threads(model: Model) -> int:
     return 1 if (model.image_size or IMAGE_SIZE) <= SMALL else 2
 
 
-def borrowing_minutes(model: Model, images: int, *, gpu: bool) -> int:
-    """Of one shard with this many images of a relative."""
-    return _minutes(model, images, gpu=gpu)
-
-
 def sensitivity_forwards(settings: Calibration) -> int:
     """Forwards of an image before the widths of a student are chosen; none where they are not."""
     if not settings.mixed:
         return 0
     return MOST_LAYERS * len(settings.widths) * settings.sensitivity_images
-
-
-def sensitivity_minutes(model: Model, settings: Calibration, *, gpu: bool) -> int:
-    """Of the table of all layers: weight, input, and both."""
-    return _minutes(model, 3 * MOST_LAYERS * settings.sensitivity_images, gpu=gpu)
 
 
 def finetune_minutes(
