@@ -1,9 +1,11 @@
 """Where and how a stage runs: device, threads, randomness, progress, versions."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 
 import h5py
@@ -77,9 +79,24 @@ def generator_for(*key: int | str) -> torch.Generator:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a network's convolutions and products run in ``precision``.
 
-    Quantizers, losses, statistics and parameters stay in float32.
+    Quantizers, losses, statistics and parameters stay in float32. So does everything where
+    bfloat16 would be emulated, which takes many times as long as float32; a line says so.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    half = precision == "bfloat16" and has_bfloat16(device.type)
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+@functools.cache  # said once
+def has_bfloat16(device_type: str) -> bool:
+    """Whether the kernels for this kind of device (``cpu``, ``cuda``) compute in bfloat16."""
+    if device_type == "cuda":
+        found = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        mkldnn = torch.backends.mkldnn.is_available()
+        found = mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not found:
+        print("precision: float32, for lack of bfloat16 here", file=sys.stderr, flush=True)
+    return found
 
 
 def compiled(network: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:

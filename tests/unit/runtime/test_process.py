@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from synq.errors import ConfigError
-from synq.runtime.process import generator_for, resolve_device
+from synq.runtime.process import autocast, generator_for, has_bfloat16, resolve_device
 from synq.runtime.progress import progress
 
 
@@ -35,3 +35,17 @@ def test_progress_in_a_log_is_plain_lines(capfd):
     text = capfd.readouterr().err
     assert "work: 3/3" in text
     assert "\r" not in text.rstrip("\n")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_bfloat16_where_there_are_kernels_for_it_else_float32_said_once(there, monkeypatch, capfd):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: there)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    has_bfloat16.cache_clear()
+    images, layer = torch.randn(2, 3), torch.nn.Linear(3, 1)
+    for _ in range(2):
+        with autocast(images.device, "bfloat16"):
+            computed = layer(images).dtype
+        assert computed == (torch.bfloat16 if there else torch.float32)
+    has_bfloat16.cache_clear()
+    assert capfd.readouterr().err.count("precision: float32") == (not there)

@@ -8,6 +8,7 @@ from torch import nn
 from synq.models.build import frozen
 from synq.models.hooks import recorded
 from synq.models.structure import batchnorms
+from synq.runtime import process
 from synq.runtime.process import autocast, generator_for
 from synq.synthesis.batchnorm import Statistician
 
@@ -77,7 +78,8 @@ def test_gradients_keep_the_channels_last():
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_moments_stay_in_float32_where_the_network_runs_in_bfloat16():
+def test_moments_stay_in_float32_where_the_network_runs_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(process, "has_bfloat16", lambda device: True)  # emulated where it is not
     reader = Statistician(teacher(), SHAPE)
     images = torch.randn(4, *SHAPE, generator=generator_for(0)).requires_grad_()
     _, exact = reader(images)
