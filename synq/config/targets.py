@@ -7,6 +7,9 @@ from synq.config.export import Export
 
 # Without it, ONNX Runtime makes UINT8 of INT8 on x86, and fails over a MaxPool between the two.
 INT8_ALLOWED = "session.qdqisint8allowed"
+# Without it, ONNX Runtime's kernels for x86 without VNNI add two products of 8 bits in 16 bits, and
+# clip what does not fit: large activations by large weights of 8 bits. It has no effect elsewhere.
+EXACT = "session.x64quantprecision"
 
 _SIGNED = "its codes are INT8 without zero points, which do not hold"
 

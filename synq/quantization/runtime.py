@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from synq.config.targets import INT8_ALLOWED
+from synq.config.targets import EXACT, INT8_ALLOWED
 from synq.errors import ConfigError, ModelError
 from synq.quantization.convert import activation_quantizers
 from synq.quantization.quantizers import Quantizer
@@ -49,12 +49,13 @@ class Difference(NamedTuple):
 def session_of(
     model: Path | bytes, threads: int, *, int8: bool = False
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU at the runtime's default options, but for the number of threads.
+    """A session on the CPU at the runtime's default options, but for threads and exact sums.
 
     ``int8`` is for activations in INT8.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(EXACT, "1")
     if int8:
         options.add_session_config_entry(INT8_ALLOWED, "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

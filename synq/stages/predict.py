@@ -12,7 +12,7 @@ import onnxruntime
 
 from synq.config.fields import convert
 from synq.config.images import Data
-from synq.config.targets import INT8_ALLOWED
+from synq.config.targets import EXACT, INT8_ALLOWED
 from synq.data.pictures import picture
 from synq.errors import ArtifactError, ConfigError, reason
 
@@ -60,6 +60,7 @@ def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
         raise ArtifactError(f"{path} does not exist; name a student.onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is told by the exception
+    options.add_session_config_entry(EXACT, "1")
     options.add_session_config_entry(INT8_ALLOWED, "1")  # for a file of target tensorrt
     providers = ["CPUExecutionProvider"]
     try:

@@ -6,7 +6,6 @@ from collections import Counter
 import numpy
 import onnx
 import onnx_ir
-import onnxruntime
 import pytest
 import small_transformers
 import torch
@@ -23,6 +22,7 @@ from synq.quantization.calibration import calibrate
 from synq.quantization.convert import activation_quantizers, quantize
 from synq.quantization.onnx import batch_of, codes_of, to_onnx
 from synq.quantization.quantizers import Recipe
+from synq.quantization.runtime import session_of
 from synq.runtime.process import generator_for
 
 ONNX_TYPES = {2: "UINT2", 3: "UINT4", 4: "UINT4", 5: "UINT8", 8: "UINT8"}
@@ -54,9 +54,7 @@ def like_timms():
 
 
 def run(model, images):
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = session_of(model.SerializeToString(), 0)
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 

@@ -5,7 +5,6 @@ from collections import Counter
 
 import onnx
 import onnx_ir
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from synq.quantization.kernels import settle_biases
 from synq.quantization.onnx import to_onnx
 from synq.quantization.packed import pack, unpack
 from synq.quantization.quantizers import Recipe
+from synq.quantization.runtime import session_of
 from synq.runtime.process import generator_for
 
 SHAPE = (3, 8, 8)
@@ -90,9 +90,7 @@ def test_both_files_have_the_student(tmp_path, bits, recipe):
     integers = recipe.get("scope") == "everything"
     model = onnx_ir.to_proto(to_onnx(student, SHAPE, {}, integers=integers))
     onnx.checker.check_model(model)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = session_of(model.SerializeToString(), 0)
     found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     # A code at the border of two falls to either side.
     assert float((found - wanted).abs().median()) < 0.05 * float(wanted.std())
