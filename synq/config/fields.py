@@ -5,6 +5,7 @@ and the Python function take the same names and refuse the same values. This mod
 standard library alone: the Snakefile imports it, and must not wait for torch.
 """
 
+import contextlib
 import dataclasses
 import math
 import typing
@@ -91,17 +92,14 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         return float(value) if abs(value) < 1e300 else math.inf  # which no setting may be
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    if kind in (int, float) and isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            pass
-        else:
-            hint = f"{number!r} without quotes"
-            if kind is float and "e" in value.lower() and "." not in value:
-                mantissa, exponent = value.lower().split("e")
-                hint = f"{mantissa}.0e{exponent}: YAML reads a number with an exponent by its dot"
-            raise ConfigError(f"{where} is the text {value!r}, not a number; write {hint}")
+    # YAML reads 1e-5 as text, for want of a dot, and `snakemake --config 'grid={"seeds":[0]}'`
+    # whatever is in braces.
+    if isinstance(value, str):
+        if kind is bool and value in ("true", "false"):
+            return value == "true"
+        if kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     raise ConfigError(f"{where} is {value!r}, not {names[kind]}")
 

@@ -131,15 +131,24 @@ def test_a_scalar_for_a_list_is_refused_with_the_list_to_write():
     assert text == "finetune.lr_milestones is 30, not a list; write [30]"
 
 
-def test_a_number_with_an_exponent_that_yaml_reads_as_text_is_explained_by_its_dot():
-    text = message(finetune, learning_rate="1e-5")
-    assert "the text '1e-5'" in text
-    assert "write 1.0e-5" in text
-    assert "dot" in text
+def test_a_number_that_yaml_reads_as_text_is_a_number():
+    settings = finetune(learning_rate="1e-5", epochs="3", lr_milestones=["1"])
+    assert settings == finetune(learning_rate=1.0e-5, epochs=3, lr_milestones=[1])
+    assert isinstance(settings.epochs, int)
+    assert finetune(perturbed_features="false") == finetune(perturbed_features=False)
 
 
-def test_a_quoted_number_is_refused_with_the_number_to_write():
-    assert "write 0.25 without quotes" in message(finetune, learning_rate="0.25")
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"epochs": "2.5"}, "finetune.epochs is '2.5', not a whole number"),
+        ({"learning_rate": "fast"}, "finetune.learning_rate is 'fast', not a number"),
+        ({"learning_rate": "nan"}, "finetune.learning_rate is nan, not a finite number"),
+        ({"perturbed_features": "no"}, "finetune.perturbed_features is 'no', not true or false"),
+    ],
+)
+def test_a_text_that_is_no_such_number_is_refused(values, wanted):
+    assert message(finetune, **values) == wanted
 
 
 def test_a_whole_number_is_a_number():
