@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 import synq
+from synq.config.targets import EXACT
 from synq.reporting.verdict import JUDGEMENTS
 
 FOLDER = Path(__file__).parent
@@ -241,6 +242,8 @@ def facts_of(run: Run) -> dict[str, str]:
         facts["bytes in ONNX"] = f"{export['onnx_bytes']:,}"
         for runtime, before in {"ONNX Runtime": "", "OpenVINO": "openvino_"}.items():
             facts |= _runtime(runtime, export, before)
+        if metrics.get("scope") == "everything" and metrics["bits"].startswith("w8"):
+            facts["on x86 without VNNI"] = f"give ONNX Runtime's session {EXACT}: 1, as here"
     facts |= _work(metrics)
     facts |= {
         f"seconds of {stage}": f"{value:.0f}"

@@ -65,6 +65,14 @@ def test_each_runtime_that_ran_is_reported_and_no_other():
     assert not [name for name in facts() if "agree" in name]
 
 
+@pytest.mark.parametrize("scope", ["everything", "calls"])
+@pytest.mark.parametrize("bits", ["w8a8", "w7a8"])
+def test_integers_of_8_bits_say_what_a_processor_needs_that_clips_sums(bits, scope):
+    found = facts({"agreement": 100.0}, bits=bits, scope=scope)
+    told = [text for text in found.values() if "session.x64quantprecision: 1" in text]
+    assert len(told) == (bits == "w8a8" and scope == "everything")
+
+
 def test_what_an_image_costs_is_reported_where_it_is_known():
     work = {"multiply_adds_share": 0.996, "bit_operations": 648_323, "activation_bytes": None}
     found = facts(**work, peak_activation_bytes=8192)
