@@ -345,9 +345,8 @@ def test_shards_are_named_after_their_classes(workflow: Workflow) -> None:
             "finetun is not a section of the config; did you mean finetune?",
         ),
         (
-            "models: {digits-resnet20: {finetune: {learning_rate: 1e-5}}}",
-            "models.digits-resnet20.finetune.learning_rate is the text '1e-5', not a number; "
-            "write 1.0e-5",
+            "models: {digits-resnet20: {finetune: {learning_rate: 1e-5s}}}",
+            "models.digits-resnet20.finetune.learning_rate is '1e-5s', not a number",
         ),
         ("grid: {bits: [w9a4]}", "grid.bits[0] is 'w9a4'; weights of 9 bits"),
         ("grid: {methods: [sinq]}", "grid.methods names 'sinq'; did you mean synq?"),
