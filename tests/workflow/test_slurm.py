@@ -1,6 +1,6 @@
 """The Slurm profile on a real Slurm: one node on loopback, two pretended GPUs.
 
-Not part of the usual run: it needs root, installs packages by apt, and takes some minutes.
+Not part of the usual run but for one: root is needed, packages are installed by apt; some minutes.
     pip install -e '.[test,slurm,cluster]' && pytest -m slurm -n 0 tests/workflow/test_slurm.py
 """
 
@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from running import ENVIRONMENT, EVERYTHING, HARD, TABLE, Workflow, copied, jobs
 
-pytestmark = pytest.mark.slurm
 SCRIPTS = Path(__file__).parents[1] / "slurm"
 LIMIT = 900  # seconds for one run, which takes 180 where nothing else runs
 DAEMONS = {"munged", "slurmctld", "slurmd", "slurmstepd"}
@@ -116,6 +115,23 @@ def edit(workflow: Workflow, path: str, *changes: tuple[str, str]) -> None:
     (workflow.root / path).write_text(text, encoding="utf-8")
 
 
+def slowed(workflow: Workflow) -> None:
+    """Jobs that Slurm kills: too little memory for two fine-tunings, and one that is late."""
+    # With whichever build of torch (460 MB or 930 MB).
+    edit(workflow, "rules/finetune.smk", ("megabytes(4000)", "megabytes(350)"))
+    # A busy machine may need more than the second attempt's two minutes.
+    edit(workflow, "profiles/slurm/profile.yaml", ("retries: 2", "retries: 5"))
+    # The teacher's evaluation waits for the end of its time, once:
+    # Slurm looks for jobs that are late twice a minute, and the other jobs run meanwhile.
+    late = '"[ {resources.runtime} -gt 1 ] || sleep 600; python -m synq evaluate-teacher'
+    edit(
+        workflow,
+        "rules/evaluate.smk",
+        ('within(LIMITS.evaluation, "model")', "minutes(1)"),
+        ('"python -m synq evaluate-teacher', late),
+    )
+
+
 @pytest.fixture
 def fresh(clone: Workflow, tmp_path: Path) -> Workflow:
     """The clone, with profiles that ask sooner and groups of two."""
@@ -126,22 +142,16 @@ def fresh(clone: Workflow, tmp_path: Path) -> Workflow:
     return workflow
 
 
+def test_that_what_these_tests_change_is_there(fresh: Workflow) -> None:
+    """Without a Slurm, in the usual run: a rule that was rewritten is seen at once."""
+    slowed(fresh)
+
+
+@pytest.mark.slurm
 def test_the_whole_workflow_on_slurm(slurm: Path, fresh: Workflow) -> None:
     """GPUs, groups, and jobs that Slurm kills and that come back with more: its own records."""
     pytest.importorskip("snakemake_executor_plugin_slurm")
-    # Too little memory for two fine-tunings, with whichever build of torch (460 MB or 930 MB).
-    edit(fresh, "rules/finetune.smk", ("megabytes(4000)", "megabytes(350)"))
-    # The teacher's evaluation waits for the end of its time, once:
-    # Slurm looks for jobs that are late twice a minute, and the other jobs run meanwhile.
-    # A busy machine may need more than the second attempt's two minutes.
-    edit(fresh, "profiles/slurm/profile.yaml", ("retries: 2", "retries: 5"))
-    late = '"[ {resources.runtime} -gt 1 ] || sleep 600; python -m synq evaluate-teacher'
-    edit(
-        fresh,
-        "rules/evaluate.smk",
-        ("minutes(time_of_evaluation)", "minutes(1)"),
-        ('"python -m synq evaluate-teacher', late),
-    )
+    slowed(fresh)
     output, found = submitted(fresh, "slurm")
     assert jobs(output) == EVERYTHING
     assert (fresh.root / TABLE).is_file()
@@ -176,6 +186,7 @@ def test_the_whole_workflow_on_slurm(slurm: Path, fresh: Workflow) -> None:
     assert len(found) == len(groups + finetuned + evaluated + students)
 
 
+@pytest.mark.slurm
 def test_the_generic_profile_on_the_same_slurm(slurm: Path, fresh: Workflow) -> None:
     pytest.importorskip("snakemake_executor_plugin_cluster_generic")
     shards = [f"{HARD}/classes-0000-0004.h5", f"{HARD}/classes-0005-0009.h5"]
