@@ -1,6 +1,6 @@
 """The Slurm profile on a real Slurm: one node on loopback, two pretended GPUs.
 
-Not part of the usual run but for one: root is needed, packages are installed by apt; some minutes.
+One test is part of the usual run; the others need root, install packages by apt, and take minutes.
     pip install -e '.[test,slurm,cluster]' && pytest -m slurm -n 0 tests/workflow/test_slurm.py
 """
 
