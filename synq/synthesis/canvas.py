@@ -16,6 +16,8 @@ from synq.synthesis.leaves import dead_leaves
 from synq.synthesis.parameters import PARAMETERS
 
 SMALLEST_LEARNING_RATE = 1e-4
+# By so much of its size a loss has to fall to be a better one.
+IMPROVEMENT = 1e-4
 # A generator of a batch has its learning rate multiplied by this after so many iterations (Genie).
 DECAY, DECAY_ITERATIONS = 0.95, 100
 
@@ -84,13 +86,32 @@ def _of_generator(
 def _on_plateaus(tensor: Tensor, settings: Synthesis) -> Learner:
     """Adam on a tensor, its learning rate a tenth after each time without improvement."""
     optimizer = torch.optim.Adam([tensor], settings.pixel_learning_rate)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer,
-        factor=0.1,
-        patience=settings.plateau_patience,
-        min_lr=SMALLEST_LEARNING_RATE,
-    )
-    return Learner(optimizer, schedule.step)
+    return Learner(optimizer, Plateaus(optimizer, settings.plateau_patience).step)
+
+
+class Plateaus:
+    """A tenth of the learning rate after more than ``patience`` iterations without improvement.
+
+    torch's ReduceLROnPlateau for a loss of either sign. Of a negative one, as patch similarity
+    makes it, the same share of its size is a step up there, so that every loss is an improvement.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, patience: int) -> None:
+        self.optimizer, self.patience = optimizer, patience
+        self.best, self.waited = math.inf, 0
+
+    def step(self, loss: float) -> None:
+        """After an iteration with this loss."""
+        least = IMPROVEMENT * abs(self.best) if math.isfinite(self.best) else 0.0
+        if loss < self.best - least:
+            self.best, self.waited = loss, 0
+            return
+        self.waited += 1
+        if self.waited > self.patience:
+            self.waited = 0
+            for group in self.optimizer.param_groups:
+                lower = max(group["lr"] * 0.1, SMALLEST_LEARNING_RATE)
+                group["lr"] = min(group["lr"], lower)
 
 
 def constant(parameters: Sequence[Tensor], rate: float) -> Learner:

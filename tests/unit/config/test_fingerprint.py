@@ -51,7 +51,7 @@ def test_code_that_the_stage_reaches_changes_the_digest(package, module):
 
 def test_a_changed_constant_inside_a_function_changes_the_digest(package):
     before = source.digest("stages.synthesize")
-    edited(package / "synthesis/canvas.py", "factor=0.1", "factor=0.2")
+    edited(package / "synthesis/canvas.py", '["lr"] * 0.1', '["lr"] * 0.2')
     assert source.digest("stages.synthesize") != before
 
 
