@@ -30,18 +30,26 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return temperature**2 * divergence
 
 
-def relative_errors(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def _as_it_is(means: Tensor) -> Tensor:
+    return means
+
+
+def relative_errors(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    whole: Callable[[Tensor], Tensor] = _as_it_is,
+) -> Tensor:
     """sum over layers of mean((F_q - F_f)^2) / mean(F_f^2); feature maps of one shape each.
 
     The division makes a term of every layer out of what it is wrong by, whatever its size: the
-    reconstruction error of BRECQ (Li et al., ICLR 2021) for all blocks at once.
+    reconstruction error of BRECQ (Li et al., ICLR 2021) for all blocks at once. ``whole`` makes of
+    the layers' means over these images ``[layers]`` those over a batch that they are a part of.
     """
-    return torch.stack(
-        [
-            functional.mse_loss(own, wanted) / wanted.square().mean().clamp_min(SMALLEST_POWER)
-            for own, wanted in zip(student, teacher, strict=True)
-        ]
-    ).sum()
+    powers = whole(torch.stack([wanted.square().mean() for wanted in teacher]))
+    errors = [
+        functional.mse_loss(own, wanted) for own, wanted in zip(student, teacher, strict=True)
+    ]
+    return (torch.stack(errors) / powers.clamp_min(SMALLEST_POWER)).sum()
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -94,7 +102,8 @@ class View(NamedTuple):
 
     Logits ``[N, C]``, ``labels`` ``[N]``, ``easy`` ``[N]`` (taught by their label too), the
     recorded feature maps of the student and the teacher by module, and the class activation maps,
-    which are made when they are asked for.
+    which are made when they are asked for. ``whole`` makes of means over these images means over
+    the batch, which several processes may share.
     """
 
     student: Tensor
@@ -103,19 +112,22 @@ class View(NamedTuple):
     easy: Tensor
     features: Callable[[str], tuple[list[Tensor], list[Tensor]]]
     maps: Callable[[Any], tuple[Tensor, Tensor]]
+    whole: Callable[[Tensor], Tensor]
 
 
 class Term(NamedTuple):
     """A term of the objective: the setting that is its weight, and its function.
 
     ``reads`` names the layers whose feature maps it needs, by a key of ``objective.LAYERS``;
-    ``perturbed`` says whether it counts at x' too.
+    ``perturbed`` says whether it counts at x' too, ``relative`` whether it divides by means of each
+    of these layers over the whole batch.
     """
 
     weight: str
     loss: Callable[[View, Finetune], Tensor]
     reads: str = ""
     perturbed: bool = True
+    relative: bool = False
 
 
 # A term is an entry here and a weight in the settings; one whose weight is 0 costs nothing.
@@ -129,9 +141,17 @@ TERMS: Mapping[str, Term] = {
     "features": Term(
         "feature_weight", lambda v, _: feature_alignment(*v.features("branches")), "branches"
     ),
-    "blocks": Term("block_weight", lambda v, _: relative_errors(*v.features("blocks")), "blocks"),
+    "blocks": Term(
+        "block_weight",
+        lambda v, _: relative_errors(*v.features("blocks"), v.whole),
+        "blocks",
+        relative=True,
+    ),
     "activations": Term(
-        "activation_weight", lambda v, _: relative_errors(*v.features(ROUNDED)), ROUNDED
+        "activation_weight",
+        lambda v, _: relative_errors(*v.features(ROUNDED), v.whole),
+        ROUNDED,
+        relative=True,
     ),
     "cam": Term("cam_weight", lambda v, _: cam_alignment(*v.maps(v)), "map", perturbed=False),
 }

@@ -18,6 +18,7 @@ from synq.models.judgement import difficulty
 from synq.quantization.convert import activation_quantizers, observing
 from synq.quantization.student import opened
 from synq.runtime.process import autocast
+from synq.runtime.team import ALONE, Team
 
 Shape = tuple[int, int, int]
 # What a term may read -> the layers that are recorded for it.
@@ -47,10 +48,15 @@ class Objective:
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, settings: Finetune, image_shape: Shape
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        settings: Finetune,
+        image_shape: Shape,
+        team: Team = ALONE,
     ) -> None:
         self.teacher, self.student, self.settings = teacher, student, settings
-        self.size = image_shape[1:]
+        self.size, self.team = image_shape[1:], team
         self.weights = weights_of(settings)
         device = next(teacher.parameters()).device
         self.autocast = partial(autocast, device, settings.precision)
@@ -100,20 +106,26 @@ class Objective:
         stack.enter_context(observing(model, keep))
         return {**features, ROUNDED: given}
 
-    def backward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def backward(
+        self, images: Tensor, labels: Tensor, count: int | None = None
+    ) -> dict[str, Tensor]:
         """Add the gradient of the objective to the student's parameters.
 
         ``images`` ``[N, C, H, W]`` are augmented and filtered, ``labels`` ``[N]``. What is given
         are the weighted terms, detached, ``perturbed`` (those at x') and their sum as ``total``.
+        Of a team's batch of ``count`` images these are the process's own, and the terms are means
+        over them; a process that has none says so by ``absent``.
         """
         s = self.settings
+        whole = partial(self._whole, len(images) / (count or len(images)))
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         images = images.detach().requires_grad_(s.perturbation > 0)
         with self.autocast():
             teacher = self.teacher(images).float()
             student = self.student(images).float()
         easy = self._easy(teacher.detach(), labels)
-        terms = self._terms(View(student, teacher, labels, easy, self._features, self._maps))
+        view = View(student, teacher, labels, easy, self._features, self._maps, whole)
+        terms = self._terms(view)
         gradient = None
         if s.perturbation > 0:
             again = self._counted_again(terms)
@@ -125,13 +137,30 @@ class Objective:
                 with torch.no_grad():
                     teacher = self.teacher(moved).float()
                 student = self.student(moved).float()
-            view = View(student, teacher, labels, easy, self._features, self._maps)
+            view = View(student, teacher, labels, easy, self._features, self._maps, whole)
             skipped = () if s.perturbed_features else ("features",)
             again = self._counted_again(self._terms(view, perturbed=True, skipped=skipped))
             terms["perturbed"] = s.perturbation_weight * again
             terms["perturbed"].backward(inputs=parameters)
         found = {name: term.detach() for name, term in terms.items()}
         return {**found, "total": _sum(found)}
+
+    def absent(self) -> None:
+        """Take part in what the others add up, of a batch without an image of this process."""
+        device = next(self.student.parameters()).device
+        for _ in range(2 if self.settings.perturbation > 0 else 1):
+            for term in (TERMS[name] for name in self.weights):
+                if term.relative:
+                    self.team.add([torch.zeros(len(self._names(term.reads)), device=device)])
+
+    def _whole(self, share: float, means: Tensor) -> Tensor:
+        """Means over the team's batch, of which the process's own images are that share."""
+        if self.team.size == 1:
+            return means
+        own = share * means
+        total = own.detach().clone()
+        self.team.add([total])
+        return own + (total - own.detach())
 
     def names(self) -> list[str]:
         """The keys of what ``backward`` gives."""
@@ -155,8 +184,11 @@ class Objective:
             return difficulty(teacher, labels) < self.settings.difficulty_threshold
         return torch.full_like(labels, self.settings.hard_labels == "all", dtype=torch.bool)
 
+    def _names(self, key: str) -> list[str]:
+        return self.rounded if key == ROUNDED else self.layers[key]
+
     def _features(self, key: str) -> tuple[list[Tensor], list[Tensor]]:
-        names = self.rounded if key == ROUNDED else self.layers[key]
+        names = self._names(key)
         return (
             [self._of_student[key][name].float() for name in names],
             [self._of_teacher[key][name].float() for name in names],

@@ -240,7 +240,7 @@ def _epochs(
     average = Average(named, settings.average) if settings.average else None
     if average:
         average.restore(state.optimizer)
-    with Objective(teacher, student, settings, images.shape) as objective:
+    with Objective(teacher, student, settings, images.shape, team) as objective:
         epochs = Epochs(objective, optimizer, images, seed, team, stopped, average)
         while state.epoch < settings.epochs:
             if average:
@@ -341,9 +341,10 @@ class Epochs:
         """
         self.optimizer.zero_grad(set_to_none=True)
         if len(images):
-            terms = self.objective.backward(images, labels)
+            terms = self.objective.backward(images, labels, count)
             sums = torch.stack([terms[name] for name in self.names]) * len(images)
         else:
+            self.objective.absent()
             sums = torch.zeros(len(self.names), device=images.device)
         if self.team.size > 1:
             gradients = []

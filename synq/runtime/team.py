@@ -86,7 +86,12 @@ def joined(processes: int, device: torch.device) -> Iterator[Team]:
     if processes == 1:
         yield ALONE
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        # Cards are chosen by who has them, not by rank: NCCL must be told which one this is.
+        torch.cuda.set_device(device)
+        distributed.init_process_group("nccl", device_id=device)
+    else:
+        distributed.init_process_group("gloo")
     try:
         yield Team(distributed.get_rank(), processes)
     finally:

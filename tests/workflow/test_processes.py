@@ -20,6 +20,9 @@ SETTINGS = ["--epochs", "2", "--learning-rate", "1e-6", "--holdout", "0.25"]
 # 12 images to train on: batches of 5, 5 and 2, of which one process takes 2, 2 and 1.
 SETTINGS += ["--batch-size", "5", "--feature-weight", "10"]
 
+# Terms over means of the whole batch, of which these are to be all that counts.
+RELATIVE = ["--activation-weight", "100", "--block-weight", "100", "--distillation-weight", "0.01"]
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -31,6 +34,8 @@ def made(tmp_path_factory):
     write_teacher(path, network.state_dict(), model, **words)
     known = Teacher(network, file_sha256(path), "net", 10, (3, 32, 32), [0.5] * 3, [0.25] * 3)
     images = Reference("step")["images"]
+    # Loud and faint ones: the shares of a batch have other means than the whole.
+    images = images * torch.linspace(0.1, 3, len(images))[:, None, None, None]
     labels = torch.arange(len(images)) % 4
     record = shard_record(known, [0, 1, 2, 3], 0, Synthesis())
     write_shard(folder / "s.h5", images, labels, torch.rand(len(images)), record)
@@ -77,9 +82,11 @@ def torchrun(made, output, *more):
     ("more", "tolerance"),
     [
         (["--bits", "w8a8"], 0.01),
+        # Of the second batch, a single image, the leader has none.
+        (["--bits", "w8a8", *RELATIVE, "--batch-size", "11"], 0.01),
         (["--bits", "w4a4", "--perturbation", "0.01"], 0.2),
     ],
-    ids=["smooth", "whole"],
+    ids=["smooth", "relative", "whole"],
 )
 def test_two_processes_take_the_steps_of_one(made, tmp_path, more, tolerance):
     more += ["--learning-rate", "1e-7"]

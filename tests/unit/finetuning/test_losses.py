@@ -124,3 +124,17 @@ def test_relative_errors_are_over_the_power_of_each_layer():
     assert float(losses.relative_errors(wanted, wanted)) == 0.0
     silent = [torch.zeros(2, 4, 5, 5)]
     assert torch.isfinite(losses.relative_errors(silent, silent))
+
+
+def test_relative_errors_of_parts_are_those_of_the_whole_over_its_powers():
+    wanted = torch.randn(6, 4, 5, 5) * torch.arange(1.0, 7.0)[:, None, None, None]
+    own = wanted + torch.randn(6, 4, 5, 5)
+    power = wanted.square().mean()[None]
+    parts = [
+        losses.relative_errors([own[rows]], [wanted[rows]], lambda _: power)
+        for rows in torch.arange(6).split(3)
+    ]
+    whole = losses.relative_errors([own], [wanted])
+    torch.testing.assert_close(sum(parts) / 2, whole)
+    apart = [losses.relative_errors([own[r]], [wanted[r]]) for r in torch.arange(6).split(3)]
+    assert abs(float(sum(apart) / 2 - whole)) > 0.05 * float(whole)
