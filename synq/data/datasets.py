@@ -7,17 +7,19 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
 
 from synq.config.images import Data
 from synq.data.arrays import read_arrays
-from synq.data.pictures import resized
+from synq.data.pictures import middle, resized
 from synq.errors import DataError, reason
 
 # A bit for each digit, 1 where it is a test image: a stratified third, drawn once by scikit-learn's
@@ -162,7 +164,7 @@ def arrays(settings: Data, split: str, channels: int, size: int, classes: int) -
             align_corners=False,
             antialias=True,
         ).clamp(0, 1)
-        left, top = (width - size) // 2, (height - size) // 2
+        left, top = middle(width, size), middle(height, size)
         return images[:, :, top : top + size, left : left + size]
 
     return Images(file.labels, read_rows, classes)
@@ -180,7 +182,7 @@ def cifar(name: str, settings: Data, split: str, channels: int, size: int) -> Im
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy's, about torchvision's pickles
-            data = source(settings.path, train=split == "train", download=True)
+            data = _brought(partial(source, settings.path, train=split == "train"), settings.path)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name} cannot be read or downloaded ({str(error).splitlines()[0]}); "
@@ -192,3 +194,16 @@ def cifar(name: str, settings: Data, split: str, channels: int, size: int) -> Im
         return pixels[indices].permute(0, 3, 1, 2).float() / 255
 
     return Images(torch.tensor(data.targets), read_rows, len(data.classes))
+
+
+def _brought(source: Callable[..., Any], folder: str) -> Any:
+    """What torchvision finds in the folder, downloaded where it is not whole.
+
+    Jobs begin together, and torchvision writes where others read: one of them does it.
+    """
+    try:
+        return source(download=False)
+    except RuntimeError:  # torchvision's, of files that are not there or not whole
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with FileLock(Path(folder, ".download.lock")):
+            return source(download=True)

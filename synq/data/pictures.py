@@ -36,7 +36,7 @@ def picture(path: str, channels: int, size: int, settings: Data) -> Tensor:
     if image.size != (size, size):
         width, height = resized(*image.size, size, settings.resized_crop)
         image = image.resize((width, height), RESAMPLING[settings.interpolation])
-        left, top = (width - size) // 2, (height - size) // 2
+        left, top = middle(width, size), middle(height, size)
         image = image.crop((left, top, left + size, top + size))
     array = numpy.asarray(image, dtype=numpy.float32) / 255
     return torch.from_numpy(numpy.atleast_3d(array)).permute(2, 0, 1)
@@ -58,9 +58,20 @@ def _shallow(image: Image.Image) -> Image.Image:
 
 
 def resized(width: int, height: int, size: int, crop: float) -> tuple[int, int]:
-    """Width and height at which a centre crop of ``size`` keeps that share of the shorter side."""
-    scale = max(round(size / crop), size) / min(width, height)
-    return round(width * scale), round(height * scale)
+    """Width and height at which a centre crop of ``size`` keeps that share of the shorter side.
+
+    As torchvision's Resize, with which published accuracies were measured: what the longer side has
+    beyond a whole pixel is cut off.
+    """
+    short = max(round(size / crop), size)
+    if width <= height:
+        return short, short * height // width
+    return short * width // height, short
+
+
+def middle(side: int, size: int) -> int:
+    """Where a centre crop begins: torchvision's CenterCrop rounds a half to an even number."""
+    return round((side - size) / 2)
 
 
 def is_picture(path: str, root: Path) -> bool:

@@ -1,5 +1,8 @@
 import hashlib
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy
@@ -8,7 +11,7 @@ import torch
 from PIL import Image
 
 from synq.config.images import Data
-from synq.data.datasets import Images, arrays, cifar, digits, folder, half_of, read
+from synq.data.datasets import Images, _brought, arrays, cifar, digits, folder, half_of, read
 from synq.errors import DataError
 
 
@@ -97,6 +100,22 @@ def test_other_sizes_are_resized_and_cropped_in_the_middle(tmp_path):
     pixels = folder(Data(path=str(tmp_path)), 3, 8).read(torch.tensor([0]))
     assert pixels.shape == (1, 3, 8, 8)
     assert pixels.min() > 0.9
+
+
+@pytest.mark.parametrize("crop", [0.875, 1.0])
+@pytest.mark.parametrize(
+    "size",
+    [(50, 37), (50, 33), (33, 50), (64, 42), (50, 28), (28, 50), (31, 31), (24, 25), (10, 60)],
+)
+def test_crops_are_torchvisions(torchvision_datasets, tmp_path, size, crop):
+    from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
+
+    noise = numpy.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), "uint8")
+    (tmp_path / "a").mkdir()
+    Image.fromarray(noise).save(tmp_path / "a" / "x.png")
+    found = folder(Data(path=str(tmp_path), resized_crop=crop), 3, 21).read(torch.tensor([0]))
+    theirs = Compose([Resize(round(21 / crop)), CenterCrop(21), PILToTensor()])
+    assert torch.equal((found[0] * 255).round().byte(), theirs(Image.fromarray(noise)))
 
 
 def test_grey_images_have_one_channel(tmp_path):
@@ -366,6 +385,31 @@ def test_cifar_is_read_through_torchvision(
     assert torch.equal(data.read(torch.arange(4)), wanted)
     with pytest.raises(DataError, match="images of 3x32x32"):
         cifar(name, Data(path=str(tmp_path)), "test", 1, 28)
+
+
+def test_of_jobs_that_begin_together_one_downloads(tmp_path):
+    whole, downloads = threading.Event(), []
+
+    def source(download):
+        if not whole.is_set():
+            if not download:
+                raise RuntimeError("Dataset not found or corrupted.")
+            downloads.append(1)
+            assert len(downloads) == 1
+            time.sleep(0.2)  # another one comes meanwhile
+            whole.set()
+        return "images"
+
+    folder_ = str(tmp_path / "new" / "data")
+    with ThreadPoolExecutor(4) as jobs:
+        found = [job.result() for job in [jobs.submit(_brought, source, folder_) for _ in "1234"]]
+    assert found == ["images"] * 4
+    assert len(downloads) == 1
+
+
+def test_a_whole_folder_is_read_without_writing_there(tmp_path):
+    assert _brought(lambda download: not download, str(tmp_path))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_cifar_that_cannot_be_had_names_the_file_and_the_folder(
