@@ -42,7 +42,9 @@ class Finetune:
     lr_milestones: tuple[int, ...] = setting((), "epochs after which it is multiplied by lr_decay")
     lr_decay: float = setting(0.1, "factor at each milestone", above=0, maximum=1)
     momentum: float = setting(0.9, "Nesterov momentum", above=0, maximum=1)
-    weight_decay: float = setting(1e-4, "L2 penalty on every parameter", minimum=0)
+    weight_decay: float = setting(
+        1e-4, "of all parameters but learned scales: an L2 penalty, with adam AdamW's", minimum=0
+    )
     average: float = setting(
         0.0,
         "share that an average of all parameters keeps at each step, as in 0.999; each epoch then "

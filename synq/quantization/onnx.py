@@ -1,6 +1,7 @@
 """A student as ONNX, with the integer codes of its weights.
 
-Weights are ``DequantizeLinear`` of UINT2, UINT4 or UINT8, the narrowest that holds their codes;
+Weights are ``DequantizeLinear`` of UINT2, UINT4 or UINT8, the narrowest that holds their codes
+(UINT8 of transposed convolutions, UINT16 where neither a convolution nor Gemm reads them);
 activations are ``QuantizeLinear`` to UINT8, ``DequantizeLinear``, and for less than 8 bits ``Clip``
 to the grid's ends. A student of which every tensor has codes is written in another way
 (``integers``). Of all others three things look like detours, and keep ONNX Runtime's default
@@ -45,8 +46,11 @@ OPSET_OF_2_BITS = 25
 
 
 # What may read a weight of less than 16 bits. ONNX Runtime makes MatMulNBits of MatMul, which
-# rounds the activations to 8 bits once more, and it cannot transpose 2-bit integers.
-READERS = {"Conv", "ConvTranspose", "Gemm"}
+# rounds the activations to 8 bits once more.
+READERS = {"Conv", "Gemm"}
+# A transposed convolution reads its weight through these: its output channels are not the first
+# axis. ONNX Runtime cannot transpose integers of less than 8 bits.
+MOVES = {"Transpose", "Reshape"}
 
 
 class Target(NamedTuple):
@@ -333,7 +337,9 @@ def _narrow(model: onnx_ir.Model, types: Mapping[int, Any], least_of_gemm: int) 
         codes, zeros = (_array(node.inputs[index]) for index in (0, 2))
         largest = max(int(codes.max()), int(zeros.max()))
         readers = {use.op_type for use in node.outputs[0].consumers()}
-        if not readers <= READERS:
+        if readers <= MOVES and _readers(node) <= {"ConvTranspose"}:
+            largest = max(largest, 255)
+        elif not readers <= READERS:
             largest = max(TYPES)
         if "Gemm" in readers:
             largest = max(largest, least_of_gemm)
@@ -351,6 +357,14 @@ def _narrow(model: onnx_ir.Model, types: Mapping[int, Any], least_of_gemm: int) 
             model.graph.register_initializer(value)
             node.replace_input_with(index, value)
         found += 1
+    return found
+
+
+def _readers(node: onnx_ir.Node) -> set[str]:
+    """What reads a node's output, as it is or moved."""
+    found = set()
+    for use in node.outputs[0].consumers():
+        found |= _readers(use) if use.op_type in MOVES else {use.op_type}
     return found
 
 
