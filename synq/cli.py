@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import signal
 import sys
 import time
 import typing
@@ -73,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 fault.parent.mkdir(parents=True, exist_ok=True)
                 fault.write_text(str(error), "utf-8")
         return 2
+    except KeyboardInterrupt:
+        print("synq: interrupted; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
     if fault:
         fault.unlink(missing_ok=True)
     if not values.keys().isdisjoint(("output", "json")):

@@ -111,7 +111,8 @@ COMMANDS = {
                 "seed of all randomness (default: 0)", int, required=False, default=0, metavar="N"
             ),
             "test": _path(
-                "test images, one directory per class (default: agreement is measured)",
+                "test images, one directory per class, in alphabetical order, or in that of "
+                '--set "test.names=[first, second, ...]" (default: agreement is measured)',
                 required=False,
                 metavar="DIR",
             ),

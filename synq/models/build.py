@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from synq.errors import ModelError, UserError, nearest, reason
 from synq.models.outputs import settle
 from synq.models.structure import plain
+from synq.models.weights import check_numbers
 
 # pytorchcv.model_provider imports every family, and with one of them torchvision, whose compiled
 # part must match torch's. The families themselves need neither, so the one that defines the name
@@ -54,6 +55,7 @@ def checked(
     """What ``make`` returns, in evaluation mode, if it is such a classifier; else ModelError."""
     try:
         model = plain(make()).eval()
+        check_numbers(model, name)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
             shape = (2, channels, image_size, image_size)

@@ -40,10 +40,28 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(f"{origin} {what}: {', '.join(names[:3])}{more}")
+    _check_nan(tensors, origin)
     # The model's own state knows the version of each module's format; a plain mapping does not.
     wanted.update(tensors)
     model.load_state_dict(wanted)
     return note
+
+
+def check_numbers(model: nn.Module, name: str) -> None:
+    """ModelError where parameters are not float32, or something of the state is no number."""
+    for key, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise ModelError(f"{name} has {kind} in {key}; make it float32, by network.float()")
+    _check_nan(model.state_dict(), name)
+
+
+def _check_nan(tensors: Mapping[str, Tensor], origin: str) -> None:
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ModelError(
+                f"{origin} holds NaN in {key}; its training diverged, or it is damaged"
+            )
 
 
 def _differences(tensors: Collection[str], wanted: Collection[str]) -> tuple[list[str], list[str]]:
@@ -70,8 +88,12 @@ def _without_prefix(
     return tensors, ""
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors or a torch file, without running code from it."""
+def read_weights(path: Path, origin: str = "") -> dict[str, Tensor]:
+    """A state dict from a safetensors or a torch file, without running code from it.
+
+    Errors name the file as its user does, by ``origin``, where it was brought from there.
+    """
+    named = origin or str(path)
     try:
         if _is_safetensors(path):
             return load_file(path)
@@ -80,20 +102,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist") from None
     except safetensors.SafetensorError as error:
-        raise ModelError(f"{path} cannot be read as safetensors ({error})") from None
+        raise ModelError(f"{named} cannot be read as safetensors ({error})") from None
     except Exception as error:  # torch.load raises whatever a damaged file makes it raise
         # torch gives advice behind its first sentence, some of it unsafe and none of it ours.
         first = reason(error).partition(". ")[0]
         raise ModelError(
-            f"{path} cannot be read as a state dict ({first}); write one by "
+            f"{named} cannot be read as a state dict ({first}); write one by "
             "torch.save(network.state_dict(), ...)"
         ) from None
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ModelError(f"{path} holds no state dict (a mapping of names to tensors)")
+        raise ModelError(
+            f"{named} holds no state dict (a mapping of names to tensors){_held(content)}"
+        )
     return content
+
+
+def _held(content: Any) -> str:
+    """What a file holds in its place, as a part of a sentence."""
+    if not isinstance(content, dict):
+        return f", but a {type(content).__name__}"
+    keys = [str(key) for key in content]
+    more = ", ..." if len(keys) > 5 else ""
+    return f", but {', '.join(keys[:5])}{more}; write the network's part of it as a file of its own"
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -33,6 +33,10 @@ WEIGHING = (
 )
 
 
+# Gates where they are called as functions, by their names.
+GATE_FUNCTIONS = ("sigmoid", "hardsigmoid", "softmax")
+
+
 @dataclass(frozen=True)
 class Part:
     """A module of the roles ``layer`` (it has a weight), ``activation`` or ``gate``, or a call.
@@ -70,6 +74,8 @@ class Anatomy:
     batchnorms: list[str]
     functional_activations: list[Call]
     functional_layers: list[Call]
+    functional_gates: list[Call]
+    other_norms: list[str]
     never_called: list[str]
 
     def of(self, role: str) -> list[Part]:
@@ -106,6 +112,12 @@ def examine(
         for caller, function in trace.functions
         if function in WEIGHING and (caller is None or not (_role(caller) or caller in attentions))
     ]
+    gate_calls = [
+        Call(names[caller] if caller else "the model", function.__name__)
+        for caller, function in trace.functions
+        if getattr(function, "__name__", "") in GATE_FUNCTIONS
+        and (caller is None or not (_role(caller) or caller in attentions))
+    ]
     normalising = {*statistical(model).values()}
     parts = []
     for module in order:
@@ -125,6 +137,12 @@ def examine(
             if type(site.module) not in QUANTIZABLE
         ],
         functional_layers=layer_calls,
+        functional_gates=list(dict.fromkeys(gate_calls)),
+        other_norms=[
+            f"{names[module]} ({type(module).__name__})"
+            for module in called
+            if isinstance(module, NORMS) and module not in normalising
+        ],
         never_called=[
             names[module]
             for module in names

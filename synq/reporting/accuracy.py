@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 # A network that is right less often than chance and this share of the rest was not made for these
-# images, or their classes are in another order.
+# images.
 SHARE_ABOVE_CHANCE = 0.1
+# Classes are in another order where those that it moves are right so often by it, and more than
+# twice as often as they are now. No network takes two classes for one another like that.
+SHARE_OF_MOVED = 0.5
 
 
 def confusion(
@@ -56,20 +59,32 @@ def doubt(counts: Tensor) -> str:
     classes = len(counts)
     chance = 100 / classes
     accuracy = top1(counts)
-    if accuracy >= chance + SHARE_ABOVE_CHANCE * (100 - chance):
-        return ""
-    # Imported here: it is needed where something is wrong.
-    from scipy.optimize import linear_sum_assignment
-
-    rows, columns = linear_sum_assignment(-counts.numpy())
-    reordered = 100 * int(counts[rows, columns].sum()) / int(counts.sum())
-    if reordered >= 50:
+    reordered = _reordered(counts)
+    if reordered is not None:
         return (
             f"the teacher is right on {accuracy:.1f} % of the test images, and would be on "
             f"{reordered:.1f} % with the classes in another order; is it the network's order? Of a "
             "test folder, names of the classes can say it (docs/own-network.md)"
         )
+    if accuracy >= chance + SHARE_ABOVE_CHANCE * (100 - chance):
+        return ""
     return (
         f"the teacher is right on {accuracy:.1f} % of the test images, where guessing gives "
         f"{chance:.1f} %; do test set, mean and std belong to this network?"
     )
+
+
+def _reordered(counts: Tensor) -> float | None:
+    """The top-1 with the classes in the order that they seem to have, if that is another one."""
+    own = torch.arange(len(counts))
+    if bool((counts.argmax(1) == own).all()):
+        return None  # no order is better
+    # Imported here: it is needed where something is wrong.
+    from scipy.optimize import linear_sum_assignment
+
+    columns = torch.from_numpy(linear_sum_assignment(-counts.numpy())[1])
+    moved = columns != own
+    right, before = (int(counts[own, place][moved].sum()) for place in (columns, own))
+    if right < SHARE_OF_MOVED * int(counts[moved].sum()) or right <= 2 * before:
+        return None
+    return 100 * int(counts[own, columns].sum()) / int(counts.sum())

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 import synq
 from synq.config.targets import EXACT
-from synq.reporting.verdict import JUDGEMENTS
+from synq.reporting.verdict import JUDGEMENTS, files_of
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
@@ -67,7 +67,12 @@ def render(
     measured = [run for run in runs if run.metrics is not None]
     known = {run.metrics["teacher"]["top1"] is not None for run in measured if run.metrics}
     told = [
-        {**verdict, "said": JUDGEMENTS[verdict["judgement"]], "headline": _headline(verdict)}
+        {
+            **verdict,
+            "said": JUDGEMENTS[verdict["judgement"]],
+            "headline": _headline(verdict),
+            "files": files_of(verdict),
+        }
         for verdict in verdicts
     ]
     views = [_view(run, of_runs.get(run.anchor, ())) for run in runs]

@@ -288,12 +288,17 @@ def markdown(verdicts: Sequence[Mapping[str, Any]]) -> str:
             f"- {_begun(words['judged'])}.",
             f"- Quantized: {words['quantized']}.",
             f"- {_begun(words['size'])}.",
-            f"- To ship: {words['ship']}.",
+            f"- {files_of(verdict)}: {words['ship']}.",
             f"- {_begun(words['unseen'])}.",
             *(f"- Doubt: {doubt}." for doubt in verdict["doubts"]),
         ]
         parts.append("\n".join(told))
     return "\n\n".join(parts) + "\n"
+
+
+def files_of(verdict: Mapping[str, Any]) -> str:
+    """What its files are called: to ship is what was not refused."""
+    return "To ship" if verdict["judgement"] in ("within", "none") else "Its files"
 
 
 def _begun(text: str) -> str:

@@ -40,7 +40,7 @@ def _write(
         channels=settings.channels,
         image_size=settings.image_size,
     )
-    tensors = own_keys(settings, read_weights(weights))
+    tensors = own_keys(settings, read_weights(weights, origin))
     note = load_weights(model, tensors, origin)
     if note:
         print(note)

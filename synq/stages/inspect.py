@@ -80,6 +80,7 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         f"{call['module']} calls {call['function']}" for call in found["functional_activations"]
     ]
     gates = [part["name"] for part in found["parts"] if part["reason"] == "a gate"]
+    gates += [f"{call['module']} calls {call['function']}" for call in found["functional_gates"]]
     others = [
         f"{part['name']} ({part['kind']}, {part['reason']})"
         for part in found["parts"]
@@ -112,7 +113,7 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("inputs in full precision", ", ".join(exact) or "none"),
         ("gates, in full precision", _some(gates)),
-        ("others in full precision", _some([*others, *called])),
+        ("others in full precision", _some([*others, *called, *found["other_norms"]])),
         ("activations called again", _some(repeated)),
         ("activations by functions", _some(hidden)),
         ("modules never called", _some(found["never_called"])),

@@ -237,6 +237,17 @@ def test_a_user_error_is_told_and_a_bug_keeps_its_traceback(capsys, monkeypatch,
             cli.main(arguments)
 
 
+def test_an_interruption_is_one_line(capsys, monkeypatch):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tables, "write_accuracy", interrupted)
+    assert cli.main(["tables", "--metrics", "m", "--benchmarks", "b", "--output", "o"]) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("synq: interrupted")
+    assert error.count("\n") == 1
+
+
 @pytest.fixture
 def ahead(tmp_path, monkeypatch):
     """Files from an hour after now, and one of before, in a folder of results and outside."""

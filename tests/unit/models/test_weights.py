@@ -1,5 +1,6 @@
 """Networks by name, and weights that fit them exactly or are refused."""
 
+import copy
 import pickle
 
 import pytest
@@ -8,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from synq.errors import ModelError
-from synq.models.build import architectures, build, frozen
+from synq.models.build import architectures, build, checked, frozen
 from synq.models.structure import batchnorms
-from synq.models.weights import PREFIXES, load_weights, read_weights
+from synq.models.weights import PREFIXES, check_numbers, load_weights, read_weights
 
 NAME = "resnet20_cifar10"
 
@@ -190,6 +191,28 @@ def test_a_file_without_state_dict_is_refused(tmp_path, content):
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     assert refusal(read_weights, path).startswith(f"{path} holds no state dict")
+
+
+def test_what_a_file_holds_in_the_place_of_a_state_dict_is_named_as_its_user_calls_it(tmp_path):
+    path = tmp_path / "download"
+    torch.save({"net": {"a": torch.zeros(1)}, "ema": {"a": torch.zeros(1)}, "step": 3}, path)
+    text = refusal(read_weights, path, "https://host/w.pth")
+    assert text.startswith("https://host/w.pth holds no state dict")
+    assert "but net, ema, step; write the network's part of it" in text
+    torch.save([torch.zeros(1)], path)
+    assert refusal(read_weights, path).endswith("but a list")
+
+
+def test_numbers_that_no_network_computes_with_are_refused(network, state):
+    state["output.weight"][3] = float("nan")
+    assert refusal(load_weights, network, state, "w.pth").startswith(
+        "w.pth holds NaN in output.weight"
+    )
+    broken = copy.deepcopy(network)
+    broken.output.weight.data[0] = float("nan")
+    for other, text in ((broken, "NaN in output"), (copy.deepcopy(network).half(), "float16 in ")):
+        assert text in refusal(checked, lambda other=other: other, "own", 10, 3, 32)
+    assert "network.float()" in refusal(check_numbers, copy.deepcopy(network).double(), "own")
 
 
 class Code:

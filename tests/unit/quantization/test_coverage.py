@@ -228,6 +228,21 @@ def test_codes_stay_codes_through_what_only_moves_them():
     assert examine(mixed, SHAPE).of("layer")[-1].input == "sum"
 
 
+@pytest.mark.parametrize(
+    ("gate", "name"),
+    [
+        (torch.sigmoid, "sigmoid"),
+        (lambda x: x.sigmoid(), "sigmoid"),
+        (F.hardsigmoid, "hardsigmoid"),
+    ],
+)
+def test_gates_that_are_functions_and_other_norms_are_told(gate, name):
+    anatomy = examine(wrapped(nn.GroupNorm(2, 4), nn.ReLU(), Apply(gate), nn.SiLU()), SHAPE)
+    (call,) = anatomy.functional_gates
+    assert (call.module, call.function) == ("4", name)
+    assert anatomy.other_norms == ["2 (GroupNorm)"]
+
+
 def test_layers_that_stay_in_full_precision_are_told_with_the_reason():
     class Own(nn.Conv2d):
         pass
@@ -264,6 +279,8 @@ def test_layers_that_stay_in_full_precision_are_told_with_the_reason():
     assert anatomy.never_called == ["2.spare"]
     (call,) = anatomy.functional_layers
     assert (call.module, call.function) == ("7", "F.linear")
+    assert anatomy.other_norms == ["6.norm (LayerNorm)"]
+    assert not anatomy.functional_gates
     assert next(row for row in rows if row.name == "6.attention").multiply_adds is None
 
 

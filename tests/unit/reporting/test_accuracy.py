@@ -38,6 +38,21 @@ def test_another_order_of_the_classes_is_recognised():
     assert "names of the classes can say it (docs/own-network.md)" in text
 
 
+@pytest.mark.parametrize("moved", [2, 5, 8])
+def test_an_order_in_which_some_classes_are_right_is_recognised_too(moved):
+    order = torch.arange(8)
+    order[:moved] = order[:moved].roll(1)
+    counts = (torch.eye(8, dtype=torch.long) * 9)[order] + torch.ones(8, 8, dtype=torch.long)
+    assert "with the classes in another order" in doubt(counts)
+
+
+def test_a_weak_network_s_own_mistakes_are_no_other_order():
+    # One class is taken for another more often than for itself, and some are near to chance.
+    counts = torch.eye(8, dtype=torch.long) * 12 + 4
+    counts[3] = torch.tensor([2, 2, 20, 14, 2, 2, 1, 1])
+    assert doubt(counts) == ""
+
+
 def test_what_is_taken_for_another_class_is_counted_and_nothing_else():
     counts = torch.tensor([[5, 0, 0], [0, 4, 2], [1, 0, 7]])
     assert confused(counts) == {"1": {"2": 2}, "2": {"0": 1}}

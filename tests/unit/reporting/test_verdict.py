@@ -80,6 +80,7 @@ def test_a_tolerance_judges_and_none_does_not(points, judgement, ok):
     found = judged(run(), points=points)
     assert found["judgement"] == judgement
     assert accepted([found]) is ok
+    assert ("- To ship: " in markdown([found])) is ok
     assert ("not judged" in found["words"]["judged"]) is (points is None)
 
 
@@ -89,6 +90,7 @@ def test_without_a_test_set_nothing_is_accepted_and_no_accuracy_is_told():
     assert not accepted([found])
     assert found["words"]["lost"].startswith("names another class than the original on 3.00 % of")
     assert "test images" not in markdown([found])
+    assert "- Its files: `" in markdown([found])
 
 
 def test_a_loss_close_to_what_is_allowed_is_doubted_and_a_far_one_is_not():
