@@ -233,7 +233,7 @@ def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list
     if found["top1"] < calibrated:
         doubts.append(
             f"fine-tuning gained nothing: it was {calibrated:.2f} % calibrated, and is "
-            f"{found['top1']:.2f} % trained"
+            f"{found['top1']:.2f} % trained (`finetune: {{epochs: 0}}` in the method ships the former)"
         )
     left = (found["quantized"] or {}).get("left", [])
     if left:
