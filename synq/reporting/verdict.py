@@ -232,8 +232,8 @@ def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list
     calibrated = statistics.fmean(run["calibrated"]["top1"] for run in runs)
     if found["top1"] < calibrated:
         doubts.append(
-            f"fine-tuning gained nothing: it was {calibrated:.2f} % calibrated, and is "
-            f"{found['top1']:.2f} % trained (`finetune: {{epochs: 0}}` in the method ships the former)"
+            f"fine-tuning gained nothing: it is {found['top1']:.2f} % trained, and was "
+            f"{calibrated:.2f} % calibrated; `finetune: {{epochs: 0}}` in the method ships that"
         )
     left = (found["quantized"] or {}).get("left", [])
     if left:
