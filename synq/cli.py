@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 fault.write_text(str(error), "utf-8")
         return 2
     except KeyboardInterrupt:
-        print("synq: interrupted; the same command goes on from here", file=sys.stderr)
+        print("synq: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     if fault:
         fault.unlink(missing_ok=True)

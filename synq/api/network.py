@@ -37,7 +37,6 @@ def description(
     """The network's input as settings; ``classes`` are counted where they are not given."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    check_numbers(model, name_of(model))
     settings = described(image_shape, 2 if classes is None else classes, mean, std)
     if classes is None:
         return dataclasses.replace(settings, classes=_counted(model, image_shape))
@@ -47,6 +46,7 @@ def description(
 def _counted(model: nn.Module, image_shape: Sequence[int]) -> int:
     channels, size = input_size(image_shape)
     shape = f"{channels}x{size}x{size}"
+    check_numbers(model, name_of(model))  # or it would fail for a reason that misleads
     generator = torch.Generator().manual_seed(0)
     images = torch.rand((2, channels, size, size), generator=generator)
     try:

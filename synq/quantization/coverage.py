@@ -107,16 +107,19 @@ def examine(
     fed = {*open_inputs(model), *(m for m in attentions if isinstance(m, nn.MultiheadAttention))}
     order = [*trace.visits, *(m for m in names if m not in trace.visits)]
     called = [module for module in order if module in trace.visits]
-    layer_calls = [
-        Call(names[caller] if caller else "the model", f"F.{function.__name__}")
+    # What no layer, activation, gate or attention calls on its own account.
+    loose = [
+        (names[caller] if caller else "the model", function)
         for caller, function in trace.functions
-        if function in WEIGHING and (caller is None or not (_role(caller) or caller in attentions))
+        if caller is None or not (_role(caller) or caller in attentions)
+    ]
+    layer_calls = [
+        Call(name, f"F.{function.__name__}") for name, function in loose if function in WEIGHING
     ]
     gate_calls = [
-        Call(names[caller] if caller else "the model", function.__name__)
-        for caller, function in trace.functions
+        Call(name, function.__name__)
+        for name, function in loose
         if getattr(function, "__name__", "") in GATE_FUNCTIONS
-        and (caller is None or not (_role(caller) or caller in attentions))
     ]
     normalising = {*statistical(model).values()}
     parts = []
