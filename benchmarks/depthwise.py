@@ -85,11 +85,16 @@ def network() -> nn.Module:
     return Depthwise()
 
 
-def trained(photographs: Path, teacher: nn.Module, epochs: int, seed: int) -> nn.Module:
-    """By SGD on the labels and on the teacher's answers, of crops and of mirrored images."""
+def trained(
+    photographs: Path, teacher: nn.Module, epochs: int, seed: int, part: str = "development"
+) -> nn.Module:
+    """By SGD on the labels and on the teacher's answers, of crops and of mirrored images.
+
+    ``part`` is the half of the photographs that is learned from.
+    """
     torch.manual_seed(seed)
     student = Depthwise().to(memory_format=torch.channels_last)
-    settings = TestSet(dataset="folder", path=str(photographs), part="development")
+    settings = TestSet(dataset="folder", path=str(photographs), part=part)
     shape = (3, SIDE, SIDE)
     data = read("folder", settings, "test", classes=CLASSES, image_shape=shape, name="depthwise")
     pixels = data.read(torch.arange(len(data)))
@@ -127,11 +132,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default="data/photographs/depthwise.pth")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", choices=("development", "report"), default="development")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     teacher = read_teacher(chosen.teacher, torch.device("cpu")).model
-    student = trained(chosen.photographs, teacher, chosen.epochs, chosen.seed)
+    student = trained(chosen.photographs, teacher, chosen.epochs, chosen.seed, chosen.part)
     with atomic(chosen.output) as temporary:
         torch.save(student.state_dict(), temporary)
     print(f"sha256: {file_sha256(chosen.output)}")

@@ -20,7 +20,7 @@ from synq.models.build import build, frozen
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import quantize
 from synq.quantization.quantizers import Recipe
-from synq.reporting.accuracy import confusion
+from synq.reporting.accuracy import answers
 from synq.runtime.process import generator_for
 from synq.runtime.team import Team
 from synq.synthesis.prior import batchnorm_prior
@@ -136,9 +136,7 @@ class Subject:
 
         images = datasets.Images(torch.zeros(count, dtype=torch.long), read, self.classes)
         zero, one = [0.0] * 3, [1.0] * 3
-        return lambda: confusion(
-            [self.teacher], images.batches(self.batch, zero, one), self.classes
-        )
+        return lambda: answers([self.teacher], images.batches(self.batch, zero, one), self.classes)
 
 
 class Step:

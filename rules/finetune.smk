@@ -32,7 +32,7 @@ rule finetune:
         code=code("finetune"),
         made_from=made_from("finetune"),
     message:
-        "Fine-tuning {wildcards.model} at {wildcards.bits}"
+        "Quantizing {wildcards.model} to {wildcards.bits}"
         " ({wildcards.method}, seed {wildcards.seed})."
     shell:
         "python {params.program:q} finetune --teacher {input.teacher:q}"

@@ -20,19 +20,24 @@ from synq.quantization.convert import weight_quantizers
 from synq.quantization.packed import pack
 from synq.quantization.quantizers import Recipe
 from synq.quantization.student import student_tensors
+from synq.reporting.changes import Changes, changed
 from synq.stages.evaluate import diverged, work_on_an_image
 from synq.stages.inspect import shown, verdict
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Top-1 in percent on ``images``: of real test images, or agreement on held-out ones."""
+    """Top-1 in percent on ``images``: of real test images, or agreement on held-out ones.
+
+    ``changes`` counts the images on which the student names another class than the network.
+    """
 
     real: bool
     images: int
     teacher: float
     calibrated: float
     student: float
+    changes: Changes
     warning: str
 
 
@@ -122,6 +127,7 @@ class Result:
         numbers = f"calibrated {measured.calibrated:.2f} %, student {measured.student:.2f} %"
         if measured.real:
             numbers = f"full precision {measured.teacher:.2f} %, {numbers}"
+            numbers += f"; {changed(measured.changes, measured.images)}"
         full, packed = found["bytes"]["32"], self._packed_bytes
         size = (
             f"{packed / 1000:,.1f} kB packed"

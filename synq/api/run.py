@@ -34,7 +34,7 @@ from synq.quantization.student import (
     student_tensors,
     take_weights,
 )
-from synq.reporting.accuracy import confusion, doubt, top1
+from synq.reporting.accuracy import answers, doubt, top1
 from synq.reporting.inspection import inspect_model
 from synq.runtime.process import prepared, versions
 from synq.runtime.progress import showing
@@ -384,11 +384,12 @@ def _measured(
     models = [network.model, calibrated, trained.student]
     real = batches is not None or tests is not None
     if batches is not None:
-        counts = confusion(models, checked(batches, network), network.classes)
+        said = answers(models, checked(batches, network), network.classes)
     else:
         settings = run.evaluation
         seen = tests or held_out_images(network, shards, run.finetune.holdout, settings)
-        counts = predictions(models, network, seen, settings)
+        said = predictions(models, network, seen, settings)
+    counts = said.confusion
     count = int(counts[0].sum())
     if not count:
         raise DataError("test gives no images")
@@ -398,5 +399,6 @@ def _measured(
         teacher=top1(counts[0]),
         calibrated=top1(counts[1]),
         student=top1(counts[2]),
+        changes=said.changes[2],
         warning=doubt(counts[0]) if real else "",
     )

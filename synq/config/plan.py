@@ -326,10 +326,10 @@ def _check_held_out(whole: Plan, model: str, method: str, *, tested: bool) -> No
     if not (selected or measured) or int(count * settings.holdout) >= 1:
         return
     section = whole.image_sets[image_set].stage
-    purpose = "agreement is measured on" if measured else "the epoch is selected by"
+    purpose = "to measure agreement on" if measured else "to select the epoch by"
     other = "" if measured else ", or write finetune.select: last"
     raise ConfigError(
-        f"method {method} holds no image of {model} out that {purpose}: finetune.holdout is "
+        f"method {method} holds out no image of {model} {purpose}: finetune.holdout is "
         f"{settings.holdout} of {count} images of each class; raise it or "
         f"{section}.images_per_class{other}"
     )

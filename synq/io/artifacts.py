@@ -37,10 +37,10 @@ KINDS = {
     "students": Kind(1, "finetune"),
     "state": Kind(2, "finetune"),
     "part": Kind(2, "finetune"),
-    "metrics": Kind(3, "evaluate"),
+    "metrics": Kind(4, "evaluate"),
     "export": Kind(2, "export"),
     "packed": Kind(1, "export"),
-    "verdict": Kind(1, "tables"),
+    "verdict": Kind(2, "tables"),
 }
 
 # What the system says of a disk that is full, over quota, broken, read-only or somebody else's.

@@ -1,9 +1,12 @@
 """How often a classifier is right, and signs that the test set is not the one it was made for."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from synq.reporting.changes import Changes
 
 # A network that is right less often than chance and this share of the rest was not made for these
 # images.
@@ -13,22 +16,38 @@ SHARE_ABOVE_CHANCE = 0.1
 SHARE_OF_MOVED = 0.5
 
 
-def confusion(
-    models: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]], classes: int
-) -> Tensor:
-    """Counts ``[models, classes, classes]``: row the label, column the largest logit of the images.
+class Answers(NamedTuple):
+    """What networks say of the same labelled images.
 
-    Each batch is asked for once, and shown to all models, which are on one device.
+    ``confusion`` ``[networks, classes, classes]`` counts them: a row is the label, a column the
+    class of the largest logit. ``changes`` are of each network against the first.
+    """
+
+    confusion: Tensor
+    changes: list[Changes]
+
+
+def answers(
+    models: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]], classes: int
+) -> Answers:
+    """What all models, which are on one device, say of the images of ``batches``.
+
+    Each batch is asked for once.
     """
     device = next(models[0].parameters()).device
     counts = torch.zeros(len(models), classes * classes, dtype=torch.long)
+    changes = torch.zeros(len(models), len(Changes._fields), dtype=torch.long)
     with torch.inference_mode():
         for images, labels in batches:
             seen = images.to(device)
-            for place, model in enumerate(models):
-                cells = labels * classes + model(seen).argmax(1).cpu()
+            found = torch.stack([model(seen).argmax(1) for model in models]).cpu()
+            for place, own in enumerate(found):
+                cells = labels * classes + own
                 counts[place] += torch.bincount(cells, minlength=classes * classes)
-    return counts.view(-1, classes, classes)
+                other = own != found[0]
+                kinds = (other, other & (found[0] == labels), other & (own == labels))
+                changes[place] += torch.stack([kind.sum() for kind in kinds])
+    return Answers(counts.view(-1, classes, classes), [Changes(*own) for own in changes.tolist()])
 
 
 def top1(counts: Tensor) -> float:

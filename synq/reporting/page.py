@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 import synq
 from synq.config.targets import EXACT
+from synq.reporting.changes import Changes, changed
 from synq.reporting.verdict import JUDGEMENTS, files_of
 
 FOLDER = Path(__file__).parent
@@ -232,6 +233,9 @@ def facts_of(run: Run) -> dict[str, str]:
         "full precision": f"{metrics['teacher']['top1']:.2f} %" if measured else "not measured",
         "calibrated, not trained": f"{metrics['calibrated']['top1']:.2f} %",
         "shipped": "{top1:.2f} %, epoch {epoch}".format(**metrics["selected"]),
+        "answers that differ": changed(
+            Changes(*(metrics["selected"][key] for key in Changes._fields)), count
+        ),
         "last epoch": "{top1:.2f} %, epoch {epoch}".format(**metrics["last"]),
         "best epoch by the test labels": "{top1:.2f} %, epoch {epoch}".format(
             **metrics["best_on_test"]
@@ -240,7 +244,7 @@ def facts_of(run: Run) -> dict[str, str]:
         "bytes in full precision": f"{metrics['teacher']['weight_bytes']:,}",
     }
     if not measured:
-        del facts["best epoch by the test labels"]
+        del facts["best epoch by the test labels"], facts["answers that differ"]
     export = metrics.get("export")
     if export:
         facts["bytes packed"] = f"{export['packed_bytes']:,}"

@@ -39,6 +39,10 @@ BITS = {
 }
 
 
+# Percent of the images that the selected student names another class of than the network.
+OTHER = "other_answers"
+
+
 DIFFERENCE = "difference"
 
 
@@ -69,6 +73,7 @@ def accuracy_table(
             "full_precision": entry["teacher"]["top1"],
             "float_bytes": entry["teacher"]["weight_bytes"],
             **{name: entry[name]["top1"] for name in ACCURACIES},
+            OTHER: 100 * entry["selected"]["other"] / entry["test_images"],
             **{name: (entry.get("export") or {}).get(name) for name in (*EXPORTED, RUNTIME)},
             **_bits(entry),
             **{f"{stage}_seconds": value for stage, value in entry.get("seconds", {}).items()},
@@ -83,6 +88,7 @@ def accuracy_table(
     for name in ACCURACIES:
         table[f"{name}_mean"] = groups[name].mean()
         table[f"{name}_std"] = groups[name].std()
+    table[f"{OTHER}_mean"], table[f"{OTHER}_std"] = groups[OTHER].mean(), groups[OTHER].std()
     gaps = _image_gaps(metrics, ceilings or {})
     if gaps is not None:
         table[f"{GAP}_mean"] = gaps.mean()

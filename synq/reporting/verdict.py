@@ -7,6 +7,7 @@ from typing import Any
 
 from synq.config import layout
 from synq.config.grid import parse_bits
+from synq.reporting.changes import Changes, standard_error
 
 KEYS = ("model", "bits", "method")
 NAMED = 3  # of a long list in one sentence
@@ -17,16 +18,6 @@ JUDGEMENTS = {
     "unmeasured": "Not accepted, for want of a test set",
     "none": "Not judged",
 }
-
-
-def standard_error(top1: float, images: int) -> float:
-    """Standard error, in points, of a top-1 in percent on so many independent images.
-
-    Half of Wilson's interval at z = 1 (Wilson, 1927), which is that of the binomial distribution
-    and does not vanish where every image is right.
-    """
-    share = top1 / 100
-    return 100 * math.sqrt(share * (1 - share) / images + 1 / (4 * images**2)) / (1 + 1 / images)
 
 
 def verdicts(
@@ -64,7 +55,10 @@ def _verdict(
     # Agreement with the original is counted down from 100.
     lost = (100.0 if full is None else full) - mean
     deviation = statistics.stdev(reached) if len(runs) > 1 else None
-    error = standard_error(mean, count)
+    changes = {
+        key: statistics.fmean(run["selected"][key] for run in runs) for key in Changes._fields
+    }
+    error = standard_error(changes["lost"], changes["gained"], count)
     of_mean = math.hypot(error, (deviation or 0) / math.sqrt(len(runs)))
     judgement = _judgement(lost, points, measured=full is not None)
     exports = [run.get("export") or {} for run in runs]
@@ -79,6 +73,7 @@ def _verdict(
         "deviation": deviation,
         "test_images": count,
         "standard_error": error,
+        "changes": changes,
         "points": points,
         "judgement": judgement,
         "bytes": size,
@@ -96,6 +91,7 @@ def _verdict(
         "words": {
             "lost": _lost(found),
             "judged": _judged(found),
+            "changed": _changed(found),
             "quantized": _quantized(found, first),
             "size": _size(found, packed is not None),
             "ship": _shipped(found, whole=first.get("scope") == "everything"),
@@ -152,7 +148,20 @@ def _lost(found: Mapping[str, Any]) -> str:
     return (
         f"{verb} {abs(found['lost']):.2f}{spread} points: top-1 is {found['top1']:.2f} % (mean of "
         f"{seeds}) and was {found['full_precision']:.2f} %; {count} test images know "
-        f"it to ± {found['standard_error']:.2f} (standard error)"
+        f"the difference to ± {found['standard_error']:.2f} (standard error)"
+    )
+
+
+def _changed(found: Mapping[str, Any]) -> str | None:
+    """How many answers are others, which top-1 alone does not say; None without a test set."""
+    if found["full_precision"] is None:
+        return None
+    changes, count = found["changes"], found["test_images"]
+    mean = " (means over the seeds)" if len(found["seeds"]) > 1 else ""
+    return (
+        f"names another class than the original on {100 * changes['other'] / count:.2f} % of the "
+        f"test images: of {count}, {changes['lost']:.0f} that were right are wrong, and "
+        f"{changes['gained']:.0f} that were wrong are right{mean}"
     )
 
 
@@ -233,7 +242,8 @@ def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list
     if found["top1"] < calibrated:
         doubts.append(
             f"fine-tuning gained nothing: it is {found['top1']:.2f} % trained, and was "
-            f"{calibrated:.2f} % calibrated; `finetune: {{epochs: 0}}` in the method ships that"
+            f"{calibrated:.2f} % calibrated{_closer(runs, found)}; `finetune: {{epochs: 0}}` in "
+            "the method ships that"
         )
     left = (found["quantized"] or {}).get("left", [])
     if left:
@@ -248,6 +258,17 @@ def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list
                 "the synthetic images"
             )
     return doubts
+
+
+def _closer(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str:
+    """What speaks for a trained student that is less often right: answers nearer the original's."""
+    before = statistics.fmean(run["calibrated"]["other"] for run in runs)
+    if found["changes"]["other"] >= before:
+        return ""
+    shares = [100 * other / found["test_images"] for other in (found["changes"]["other"], before)]
+    return ", though it names another class than the original on {:.2f} %, not {:.2f}".format(
+        *shares
+    )
 
 
 def _undecided(found: Mapping[str, Any], error: float) -> list[str]:
@@ -285,6 +306,7 @@ def markdown(verdicts: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f"## {title(verdict)}: {JUDGEMENTS[verdict['judgement']].lower()}")
         told = [
             f"- It {words['lost']}.",
+            *([f"- It {words['changed']}."] if words["changed"] else []),
             f"- {_begun(words['judged'])}.",
             f"- Quantized: {words['quantized']}.",
             f"- {_begun(words['size'])}.",

@@ -22,6 +22,7 @@ from synq.quantization.dataflow import work_of
 from synq.quantization.quantizers import Recipe
 from synq.quantization.student import check_teacher, recipe_of, student_of
 from synq.reporting.accuracy import confused, per_class, top1
+from synq.reporting.changes import Changes
 from synq.runtime.process import prepare, versions
 from synq.stages.evaluate_teacher import predictions
 from synq.stages.real_images import test_images
@@ -71,20 +72,25 @@ def evaluate_run(
     student = student_of(network, recipe)
     student.to(next(network.model.parameters()).device)
     accuracies: dict[int, float] = {}
+    changes: dict[int, Changes] = {}
     classes: dict[int, dict[str, list[int]]] = {}
     mistakes: dict[str, dict[str, int]] = {}
     for epochs in _groups(students.epochs, student):
         models = [_loaded(student, students.student(epoch)) for epoch in epochs]
-        counts = predictions(models, network, images, settings)
+        # The network beside them, as what is lost is counted image by image.
+        said = predictions([network.model, *models], network, images, settings)
+        counts = said.confusion[1:]
+        changes |= dict(zip(epochs, said.changes[1:], strict=True))
         accuracies |= {epoch: top1(own) for epoch, own in zip(epochs, counts, strict=True)}
         classes |= {epoch: per_class(own) for epoch, own in zip(epochs, counts, strict=True)}
         if record["selected"] in epochs:
             mistakes = confused(counts[epochs.index(record["selected"])])
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
-    def of(epoch: int) -> dict[str, float]:
+    def of(epoch: int) -> dict[str, Any]:
         held_out = record["history"][epoch]["held_out"]
-        return {"epoch": epoch, "top1": accuracies[epoch], "held_out": held_out}
+        changed = changes[epoch]._asdict()
+        return {"epoch": epoch, "top1": accuracies[epoch], "held_out": held_out, **changed}
 
     metrics: dict[str, Any] = {
         **{

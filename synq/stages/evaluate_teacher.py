@@ -15,7 +15,7 @@ from synq.data.rows import evenly_spread
 from synq.data.spectrum import radial_amplitude
 from synq.io.artifacts import write_json
 from synq.models.teacher import Teacher, read_teacher, stored_bytes
-from synq.reporting.accuracy import confused, confusion, doubt, per_class, top1
+from synq.reporting.accuracy import Answers, answers, confused, doubt, per_class, top1
 from synq.runtime.process import prepare, versions
 from synq.runtime.progress import progress
 from synq.stages.real_images import test_images
@@ -32,7 +32,7 @@ def evaluate_teacher(
     mistakes, spectrum = None, None
     if test.dataset != "none":
         images = test_images(network, test)
-        (counts,) = predictions([network.model], network, images, settings)
+        (counts,) = predictions([network.model], network, images, settings).confusion
         accuracy, warning, count = top1(counts), doubt(counts), len(images)
         classes, mistakes = per_class(counts), confused(counts)
         spectrum = _spectrum(images)
@@ -67,12 +67,9 @@ def _spectrum(images: Images) -> dict[str, list[float]]:
 
 def predictions(
     models: Sequence[torch.nn.Module], network: Teacher, images: Images, settings: Evaluation
-) -> torch.Tensor:
-    """How often each class was taken for each, ``[models, classes, classes]``.
-
-    Of a model a row is the label, a column the prediction. The images are read once for all.
-    """
+) -> Answers:
+    """What all models say of the images, which are read once."""
     size = settings.batch_size
     batches = images.batches(size, network.mean, network.std)
     shown = progress(batches, "evaluation", -(-len(images) // size))
-    return confusion(models, shown, network.classes)
+    return answers(models, shown, network.classes)

@@ -26,6 +26,8 @@ def test_it_learns_from_labels_and_from_a_network_and_repeats(tmp_path):
     assert not first.training
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+    other = trained(photographs, teacher, epochs=2, seed=3, part="report").state_dict()
+    assert not torch.equal(other["classifier.weight"], first.classifier.weight)
     torch.manual_seed(3)
     before = Depthwise()
     moved = [

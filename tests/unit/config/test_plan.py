@@ -431,7 +431,7 @@ def held_out(config, images, finetune, **model):
 def test_a_selection_without_a_held_out_image_of_each_class_is_refused(config, images, finetune):
     held_out(config, images, finetune)
     text = message(config)
-    assert text.startswith("method ours holds no image of tiny out that the epoch is selected by")
+    assert text.startswith("method ours holds out no image of tiny to select the epoch by")
     assert text.endswith("raise it or synthesis.images_per_class, or write finetune.select: last")
     held_out(config, images, {**finetune, "select": "last"})
     plan(config)
@@ -441,9 +441,9 @@ def test_a_selection_without_a_held_out_image_of_each_class_is_refused(config, i
 
 def test_agreement_without_a_held_out_image_of_each_class_is_refused(config):
     held_out(config, 9, {"select": "last"}, test={"dataset": "none"})
-    assert "that agreement is measured on: finetune.holdout is 0.1 of 9" in message(config)
+    assert "to measure agreement on: finetune.holdout is 0.1 of 9" in message(config)
     held_out(config, 9, {"epochs": 0}, test={"dataset": "none"})
-    assert "that agreement is measured on" in message(config)
+    assert "to measure agreement on" in message(config)
 
 
 @pytest.mark.parametrize(("images", "finetune"), [(10, {}), (5, {"holdout": 0.2}), (512, {})])

@@ -36,7 +36,7 @@ def test_lines_stand_below_the_table_and_nothing_is_an_element():
 
 def facts(export=None, **more):
     names = {"model": "net", "bits": "w8a8", "method": "int8", "seed": "0"}
-    top1 = {"top1": 97.0, "epoch": 2}
+    top1 = {"top1": 97.0, "epoch": 2, "other": 12, "lost": 7, "gained": 1}
     kept = dict.fromkeys(("calibrated", "selected", "last", "best_on_test"), top1)
     metrics = {
         **kept,
@@ -50,6 +50,11 @@ def facts(export=None, **more):
         **more,
     }
     return facts_of(Run(names, metrics))
+
+
+def test_answers_that_differ_are_told_where_there_is_a_test_set():
+    assert facts()["answers that differ"] == "2.00 % of the answers differ (7 were right, 1 are)"
+    assert "answers that differ" not in facts(teacher={"top1": None, "weight_bytes": 12_000})
 
 
 def test_each_runtime_that_ran_is_reported_and_no_other():

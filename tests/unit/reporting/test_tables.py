@@ -14,14 +14,21 @@ def metrics(seed, selected, bits="w4a4", seconds=10.0, method="synq", published=
         "remark": remark,
         "seed": seed,
         "images": 160,
+        "test_images": 200,
         "weight_bytes": 1500,
         "teacher": {"top1": 98.0, "weight_bytes": 9000},
         "calibrated": {"top1": 80.0},
         "last": {"top1": selected - 1},
-        "selected": {"top1": selected},
+        "selected": {"top1": selected, "other": 100 - selected, "lost": 9, "gained": 1},
         "best_on_test": {"top1": selected + 1},
         "seconds": {"finetune": seconds},
     }
+
+
+def test_answers_that_differ_are_a_share_of_the_test_images():
+    table = accuracy_table([metrics(0, 90.0), metrics(1, 92.0), metrics(2, 94.0)])
+    (row,) = table.to_dict("records")
+    assert (row["other_answers_mean"], row["other_answers_std"]) == pytest.approx((4.0, 1.0))
 
 
 def test_mean_and_sample_deviation_over_seeds():

@@ -1,14 +1,11 @@
 """What is said of a quantization, and what follows from it."""
 
-import math
-
 import pytest
 
 from synq.reporting.verdict import (
     accepted,
     markdown,
     shares,
-    standard_error,
     verdicts,
 )
 
@@ -37,8 +34,8 @@ def run(seed=0, top1=97.0, full=98.0, export=EXPORT, epochs=2, ends=0, **changes
         "multiply_adds_share": 0.5,
         "remark": "",
         "teacher": {"top1": full, "weight_bytes": 12_000},
-        "calibrated": {"top1": 80.0},
-        "selected": {"top1": top1},
+        "calibrated": {"top1": 80.0, "other": 200, "lost": 180, "gained": 0},
+        "selected": {"top1": top1, "other": 30, "lost": 20, "gained": 10},
         "settings": {"calibration": {"ends_bits": ends}, "finetune": {"epochs": epochs}},
         "export": export,
         **changes,
@@ -64,12 +61,26 @@ def test_the_loss_is_a_mean_over_seeds_with_their_deviation():
     )
 
 
-def test_the_standard_error_is_the_binomial_one_and_never_nothing():
-    share = 0.9
-    assert standard_error(90, 10_000) == pytest.approx(
-        100 * math.sqrt(share * (1 - share) / 10_000), rel=1e-3
+def test_answers_that_differ_are_told_beside_the_accuracy():
+    found = judged(run(), run(1))
+    assert found["words"]["changed"] == (
+        "names another class than the original on 3.00 % of the test images: of 1000, 20 that were "
+        "right are wrong, and 10 that were wrong are right (means over the seeds)"
     )
-    assert 0 < standard_error(100, 100) < 1
+    assert f"- It {found['words']['changed']}.\n" in markdown([found])
+    assert "(means" not in judged(run())["words"]["changed"]
+
+
+def test_a_training_that_lowers_the_accuracy_but_not_the_agreement_is_told_so():
+    def doubt(other):
+        calibrated = {"top1": 97.5, "other": other, "lost": 15, "gained": 10}
+        (found,) = (d for d in judged(run(calibrated=calibrated))["doubts"] if "gained" in d)
+        return found
+
+    assert "97.50 % calibrated; `finetune" in doubt(30)
+    assert "calibrated, though it names another class than the original on 3.00 %, not 4.00;" in (
+        doubt(40)
+    )
 
 
 @pytest.mark.parametrize(

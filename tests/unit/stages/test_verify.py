@@ -9,7 +9,7 @@ import torch
 from small_results import FILES, RUN, SHARDS, TEACHER, finetuned, shard, teacher
 
 from synq import cli
-from synq.io.artifacts import file_sha256, read_checkpoint, write_checkpoint
+from synq.io.artifacts import KINDS, file_sha256, read_checkpoint, write_checkpoint
 from synq.io.hdf5 import seal
 
 pytestmark = pytest.mark.xdist_group("small results")  # which one process makes, once
@@ -240,7 +240,7 @@ def test_what_a_teacher_of_an_older_format_made_is_not_stale(results, capsys):
         seal(results / shard_path)
     findings = verified(capsys, 1)
     assert [line for line in findings if line.startswith("older: ")] == [
-        f"older: results/{TEACHER} is a teacher file of format 2, this program reads 3; "
+        f"older: results/{TEACHER} is a teacher file of format 2, this program reads {KINDS['metrics'].format}; "
         "delete it and run fetch, fetch-zoo or train again"
     ]
     assert not [line for line in findings if "synthetic/" in line]
@@ -256,6 +256,6 @@ def test_files_of_another_format_are_named(results, capsys):
     assert older == [
         f"older: results/{SHARDS[1]} is a shard file of format 1, this program reads 2; "
         "delete it and run synthesize, borrow or collect again",
-        f"older: results/{RUN}/metrics.json is a metrics file of format 2, this program reads 3; "
-        "delete it and run evaluate again",
+        f"older: results/{RUN}/metrics.json is a metrics file of format 2, this program reads "
+        f"{KINDS['metrics'].format}; delete it and run evaluate again",
     ]
