@@ -240,7 +240,7 @@ def test_what_a_teacher_of_an_older_format_made_is_not_stale(results, capsys):
         seal(results / shard_path)
     findings = verified(capsys, 1)
     assert [line for line in findings if line.startswith("older: ")] == [
-        f"older: results/{TEACHER} is a teacher file of format 2, this program reads {KINDS['metrics'].format}; "
+        f"older: results/{TEACHER} is a teacher file of format 2, this program reads 3; "
         "delete it and run fetch, fetch-zoo or train again"
     ]
     assert not [line for line in findings if "synthetic/" in line]
