@@ -75,12 +75,12 @@ class Limits:
         return _minutes(self.plan.models[model], forwards, gpu=self.gpu)
 
     def evaluation(self, model: str, method: str = "") -> int:
-        """Of a run's students; of the teacher where there is no method."""
-        students = 1
+        """Of the teacher, and where there is a method of a run's students beside it."""
+        networks = 1
         if method:
-            students = kept_students(self.plan.settings("finetune", model, method=method))
+            networks += kept_students(self.plan.settings("finetune", model, method=method))
         test = self.plan.settings("test", model)
-        return evaluation_minutes(self.plan.models[model], test, students, gpu=self.gpu)
+        return evaluation_minutes(self.plan.models[model], test, networks, gpu=self.gpu)
 
 
 def synthesis_minutes(
@@ -126,10 +126,10 @@ def finetune_minutes(
     return _minutes(model, step * passes + widths, gpu=gpu)
 
 
-def evaluation_minutes(model: Model, test: TestSet, students: int, *, gpu: bool) -> int:
-    """Of this many students, each on the whole test set."""
+def evaluation_minutes(model: Model, test: TestSet, networks: int, *, gpu: bool) -> int:
+    """Of this many networks, each on the whole test set."""
     images = TEST_IMAGES.get(test.dataset, MOST_TEST_IMAGES)
-    return _minutes(model, EVALUATION * images * students, gpu=gpu)
+    return _minutes(model, EVALUATION * images * networks, gpu=gpu)
 
 
 def kept_students(settings: Finetune) -> int:

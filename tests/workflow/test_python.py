@@ -72,6 +72,8 @@ def test_a_student_is_that_of_the_workflow_bit_for_bit(
     metrics = read_json(finished.root / run / "metrics.json", "metrics")
     assert result.measured.images == metrics["test_images"]
     assert result.measured.student == metrics["selected"]["top1"]
+    changes = result.measured.changes._asdict()
+    assert changes == {key: metrics["selected"][key] for key in changes}
     assert result.measured.calibrated == metrics["calibrated"]["top1"]
     assert result.measured.teacher == metrics["teacher"]["top1"]
 

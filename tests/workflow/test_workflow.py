@@ -123,11 +123,15 @@ def test_metrics_hold_all_accuracies_of_a_run(finished: Workflow) -> None:
     assert list(top1) == [0, 1]
     for name, epoch in (("calibrated", 0), ("last", 1)):
         entry = metrics["epochs"][epoch]
-        assert metrics[name] == {
-            "epoch": epoch,
-            "top1": top1[epoch],
-            "held_out": pytest.approx(entry["held_out"]),
-        }
+        found = metrics[name]
+        assert (found["epoch"], found["top1"]) == (epoch, top1[epoch])
+        assert found["held_out"] == pytest.approx(entry["held_out"])
+        # What is lost and gained, image by image, is what top-1 is lower by.
+        images, full = metrics["test_images"], metrics["teacher"]["top1"]
+        assert full - found["top1"] == pytest.approx(
+            100 * (found["lost"] - found["gained"]) / images
+        )
+        assert found["lost"] + found["gained"] <= found["other"] <= images
     assert metrics["selected"]["top1"] == top1[metrics["selected"]["epoch"]]
     assert metrics["best_on_test"]["top1"] == max(top1.values())
     assert 0 < metrics["teacher"]["top1"] <= 100
