@@ -18,7 +18,10 @@ class Changes(NamedTuple):
 def changed(changes: Changes, images: int) -> str:
     """In words, after a measurement on so many images."""
     share = 100 * changes.other / images
-    return f"{share:.2f} % of the answers differ ({changes.lost} were right, {changes.gained} are)"
+    return (
+        f"{share:.2f} % of the answers are others: {changes.lost} right before, "
+        f"{changes.gained} right now"
+    )
 
 
 def standard_error(lost: float, gained: float, images: int) -> float:

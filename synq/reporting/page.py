@@ -233,7 +233,7 @@ def facts_of(run: Run) -> dict[str, str]:
         "full precision": f"{metrics['teacher']['top1']:.2f} %" if measured else "not measured",
         "calibrated, not trained": f"{metrics['calibrated']['top1']:.2f} %",
         "shipped": "{top1:.2f} %, epoch {epoch}".format(**metrics["selected"]),
-        "answers that differ": changed(
+        "other answers than in full precision": changed(
             Changes(*(metrics["selected"][key] for key in Changes._fields)), count
         ),
         "last epoch": "{top1:.2f} %, epoch {epoch}".format(**metrics["last"]),
@@ -244,7 +244,7 @@ def facts_of(run: Run) -> dict[str, str]:
         "bytes in full precision": f"{metrics['teacher']['weight_bytes']:,}",
     }
     if not measured:
-        del facts["best epoch by the test labels"], facts["answers that differ"]
+        del facts["best epoch by the test labels"], facts["other answers than in full precision"]
     export = metrics.get("export")
     if export:
         facts["bytes packed"] = f"{export['packed_bytes']:,}"

@@ -7,7 +7,7 @@ from synq.reporting.changes import Changes, changed, standard_error
 
 def test_changes_in_words():
     text = changed(Changes(2, 1, 1), 4)
-    assert text == "50.00 % of the answers differ (1 were right, 1 are)"
+    assert text == "50.00 % of the answers are others: 1 right before, 1 right now"
 
 
 def test_the_standard_error_is_that_of_a_paired_difference_and_never_nothing():
