@@ -160,8 +160,8 @@ def _changed(found: Mapping[str, Any]) -> str | None:
     mean = " (means over the seeds)" if len(found["seeds"]) > 1 else ""
     return (
         f"names another class than the original on {100 * changes['other'] / count:.2f} % of the "
-        f"test images: of {count}, {changes['lost']:.0f} that were right are wrong, and "
-        f"{changes['gained']:.0f} that were wrong are right{mean}"
+        f"test images: of {count}, {changes['lost']:.0f} became wrong and "
+        f"{changes['gained']:.0f} became right{mean}"
     )
 
 

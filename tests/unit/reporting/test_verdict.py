@@ -64,8 +64,8 @@ def test_the_loss_is_a_mean_over_seeds_with_their_deviation():
 def test_answers_that_differ_are_told_beside_the_accuracy():
     found = judged(run(), run(1))
     assert found["words"]["changed"] == (
-        "names another class than the original on 3.00 % of the test images: of 1000, 20 that were "
-        "right are wrong, and 10 that were wrong are right (means over the seeds)"
+        "names another class than the original on 3.00 % of the test images: of 1000, 20 became "
+        "wrong and 10 became right (means over the seeds)"
     )
     assert f"- It {found['words']['changed']}.\n" in markdown([found])
     assert "(means" not in judged(run())["words"]["changed"]
