@@ -325,7 +325,7 @@ def test_the_classes_are_counted_in_the_logits(network):
         ({"finetune": 3}, "finetune is 3, not a mapping"),
         ({"finetune": {"processes": 2, "holdout": 0.25}}, "finetune.processes is 2"),
         ({"synthesis": {"iterations": 0}}, "synthesis.iterations is 0"),
-        ({"synthesis": {"images_per_class": 2}}, "holds no image of network out"),
+        ({"synthesis": {"images_per_class": 2}}, "holds out no image of network"),
         ({"synthesis": {"images_per_class": 10**9}}, "over half of this machine's memory"),
         ({"method": "few-shot"}, "method few-shot trains on real images, and none are named"),
         ({"device": "cuda:99"}, "device is 'cuda:99'"),
