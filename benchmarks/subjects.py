@@ -136,7 +136,7 @@ class Subject:
 
         images = datasets.Images(torch.zeros(count, dtype=torch.long), read, self.classes)
         zero, one = [0.0] * 3, [1.0] * 3
-        return lambda: answers([self.teacher], images.batches(self.batch, zero, one), self.classes)
+        return lambda: answers([self.teacher], images.batches(self.batch, zero, one))
 
 
 class Step:

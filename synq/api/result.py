@@ -127,7 +127,7 @@ class Result:
         numbers = f"calibrated {measured.calibrated:.2f} %, student {measured.student:.2f} %"
         if measured.real:
             numbers = f"full precision {measured.teacher:.2f} %, {numbers}"
-            numbers += f"; {changed(measured.changes, measured.images)}"
+            numbers += f"; names {changed(measured.changes, measured.images)}"
         full, packed = found["bytes"]["32"], self._packed_bytes
         size = (
             f"{packed / 1000:,.1f} kB packed"

@@ -34,7 +34,7 @@ from synq.quantization.student import (
     student_tensors,
     take_weights,
 )
-from synq.reporting.accuracy import answers, doubt, top1
+from synq.reporting.accuracy import answers, compared, confusion, doubt, top1
 from synq.reporting.inspection import inspect_model
 from synq.runtime.process import prepared, versions
 from synq.runtime.progress import showing
@@ -384,21 +384,20 @@ def _measured(
     models = [network.model, calibrated, trained.student]
     real = batches is not None or tests is not None
     if batches is not None:
-        said = answers(models, checked(batches, network), network.classes)
+        labels, found = answers(models, checked(batches, network))
     else:
         settings = run.evaluation
         seen = tests or held_out_images(network, shards, run.finetune.holdout, settings)
-        said = predictions(models, network, seen, settings)
-    counts = said.confusion
-    count = int(counts[0].sum())
-    if not count:
+        labels, found = predictions(models, network, seen, settings)
+    if not len(labels):
         raise DataError("test gives no images")
+    counts = [confusion(labels, own, network.classes) for own in found]
     return Measured(
         real=real,
-        images=count,
+        images=len(labels),
         teacher=top1(counts[0]),
         calibrated=top1(counts[1]),
         student=top1(counts[2]),
-        changes=said.changes[2],
+        changes=compared(labels, found[0], found[2]),
         warning=doubt(counts[0]) if real else "",
     )

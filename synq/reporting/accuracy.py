@@ -1,7 +1,6 @@
 """How often a classifier is right, and signs that the test set is not the one it was made for."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,38 +15,34 @@ SHARE_ABOVE_CHANCE = 0.1
 SHARE_OF_MOVED = 0.5
 
 
-class Answers(NamedTuple):
-    """What networks say of the same labelled images.
-
-    ``confusion`` ``[networks, classes, classes]`` counts them: a row is the label, a column the
-    class of the largest logit. ``changes`` are of each network against the first.
-    """
-
-    confusion: Tensor
-    changes: list[Changes]
-
-
 def answers(
-    models: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]], classes: int
-) -> Answers:
-    """What all models, which are on one device, say of the images of ``batches``.
+    models: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Labels ``[images]``, and the class of each model's largest logit ``[models, images]``.
 
-    Each batch is asked for once.
+    Each batch is asked for once, and shown to all models, which are on one device.
     """
     device = next(models[0].parameters()).device
-    counts = torch.zeros(len(models), classes * classes, dtype=torch.long)
-    changes = torch.zeros(len(models), len(Changes._fields), dtype=torch.long)
+    labels = [torch.empty(0, dtype=torch.long)]
+    found = [torch.empty(len(models), 0, dtype=torch.long)]
     with torch.inference_mode():
-        for images, labels in batches:
+        for images, own in batches:
             seen = images.to(device)
-            found = torch.stack([model(seen).argmax(1) for model in models]).cpu()
-            for place, own in enumerate(found):
-                cells = labels * classes + own
-                counts[place] += torch.bincount(cells, minlength=classes * classes)
-                other = own != found[0]
-                kinds = (other, other & (found[0] == labels), other & (own == labels))
-                changes[place] += torch.stack([kind.sum() for kind in kinds])
-    return Answers(counts.view(-1, classes, classes), [Changes(*own) for own in changes.tolist()])
+            labels.append(own)
+            found.append(torch.stack([model(seen).argmax(1) for model in models]).cpu())
+    return torch.cat(labels), torch.cat(found, 1)
+
+
+def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
+    """Counts ``[classes, classes]`` of labels and answers ``[images]``: row the label."""
+    return torch.bincount(labels * classes + found, minlength=classes**2).view(classes, classes)
+
+
+def compared(labels: Tensor, first: Tensor, found: Tensor) -> Changes:
+    """Of the answers ``first`` and ``found`` ``[images]`` to images of these labels."""
+    other = first != found
+    kinds = (other, other & (first == labels), other & (found == labels))
+    return Changes(*(int(kind.sum()) for kind in kinds))
 
 
 def top1(counts: Tensor) -> float:

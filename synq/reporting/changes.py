@@ -8,19 +8,20 @@ class Changes(NamedTuple):
     """On how many images a network names another class than a first one does.
 
     ``lost``: of these, how many the first is right on; ``gained``: on how many the other is.
+    Counts, or means of them over seeds.
     """
 
-    other: int
-    lost: int
-    gained: int
+    other: float
+    lost: float
+    gained: float
 
 
 def changed(changes: Changes, images: int) -> str:
-    """In words, after a measurement on so many images."""
-    share = 100 * changes.other / images
+    """In words, of so many test images: what a student names in place of the original's class."""
     return (
-        f"{share:.2f} % of the answers are others: {changes.lost} right before, "
-        f"{changes.gained} right now"
+        f"another class than the original on {100 * changes.other / images:.2f} % of the test "
+        f"images: of {images}, {changes.lost:.0f} became wrong and {changes.gained:.0f} became "
+        "right"
     )
 
 

@@ -233,18 +233,11 @@ def facts_of(run: Run) -> dict[str, str]:
         "full precision": f"{metrics['teacher']['top1']:.2f} %" if measured else "not measured",
         "calibrated, not trained": f"{metrics['calibrated']['top1']:.2f} %",
         "shipped": "{top1:.2f} %, epoch {epoch}".format(**metrics["selected"]),
-        "other answers than in full precision": changed(
-            Changes(*(metrics["selected"][key] for key in Changes._fields)), count
-        ),
         "last epoch": "{top1:.2f} %, epoch {epoch}".format(**metrics["last"]),
-        "best epoch by the test labels": "{top1:.2f} %, epoch {epoch}".format(
-            **metrics["best_on_test"]
-        ),
+        **(_by_labels(metrics) if measured else {}),
         "images": f"{metrics['images']} of the set {metrics['image_set']}",
         "bytes in full precision": f"{metrics['teacher']['weight_bytes']:,}",
     }
-    if not measured:
-        del facts["best epoch by the test labels"], facts["other answers than in full precision"]
     export = metrics.get("export")
     if export:
         facts["bytes packed"] = f"{export['packed_bytes']:,}"
@@ -262,6 +255,17 @@ def facts_of(run: Run) -> dict[str, str]:
     if metrics["remark"]:
         facts["remark"] = metrics["remark"]
     return facts
+
+
+def _by_labels(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What a test set alone can tell."""
+    changes = Changes(*(metrics["selected"][key] for key in Changes._fields))
+    return {
+        "best epoch by the test labels": "{top1:.2f} %, epoch {epoch}".format(
+            **metrics["best_on_test"]
+        ),
+        "shipped, it names": changed(changes, metrics["test_images"]),
+    }
 
 
 def _runtime(name: str, export: Mapping[str, Any], before: str) -> dict[str, str]:

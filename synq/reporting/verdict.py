@@ -7,7 +7,7 @@ from typing import Any
 
 from synq.config import layout
 from synq.config.grid import parse_bits
-from synq.reporting.changes import Changes, standard_error
+from synq.reporting.changes import Changes, changed, standard_error
 
 KEYS = ("model", "bits", "method")
 NAMED = 3  # of a long list in one sentence
@@ -55,10 +55,10 @@ def _verdict(
     # Agreement with the original is counted down from 100.
     lost = (100.0 if full is None else full) - mean
     deviation = statistics.stdev(reached) if len(runs) > 1 else None
-    changes = {
-        key: statistics.fmean(run["selected"][key] for run in runs) for key in Changes._fields
-    }
-    error = standard_error(changes["lost"], changes["gained"], count)
+    changes = Changes(
+        *(statistics.fmean(run["selected"][key] for run in runs) for key in Changes._fields)
+    )
+    error = standard_error(changes.lost, changes.gained, count)
     of_mean = math.hypot(error, (deviation or 0) / math.sqrt(len(runs)))
     judgement = _judgement(lost, points, measured=full is not None)
     exports = [run.get("export") or {} for run in runs]
@@ -73,7 +73,7 @@ def _verdict(
         "deviation": deviation,
         "test_images": count,
         "standard_error": error,
-        "changes": changes,
+        "changes": changes._asdict(),
         "points": points,
         "judgement": judgement,
         "bytes": size,
@@ -156,13 +156,8 @@ def _changed(found: Mapping[str, Any]) -> str | None:
     """How many answers are others, which top-1 alone does not say; None without a test set."""
     if found["full_precision"] is None:
         return None
-    changes, count = found["changes"], found["test_images"]
     mean = " (means over the seeds)" if len(found["seeds"]) > 1 else ""
-    return (
-        f"names another class than the original on {100 * changes['other'] / count:.2f} % of the "
-        f"test images: of {count}, {changes['lost']:.0f} became wrong and "
-        f"{changes['gained']:.0f} became right{mean}"
-    )
+    return f"names {changed(Changes(**found['changes']), found['test_images'])}{mean}"
 
 
 def _judged(found: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from synq.quantization.convert import weight_quantizers
 from synq.quantization.dataflow import work_of
 from synq.quantization.quantizers import Recipe
 from synq.quantization.student import check_teacher, recipe_of, student_of
-from synq.reporting.accuracy import confused, per_class, top1
+from synq.reporting.accuracy import compared, confused, confusion, per_class, top1
 from synq.reporting.changes import Changes
 from synq.runtime.process import prepare, versions
 from synq.stages.evaluate_teacher import predictions
@@ -75,16 +75,20 @@ def evaluate_run(
     changes: dict[int, Changes] = {}
     classes: dict[int, dict[str, list[int]]] = {}
     mistakes: dict[str, dict[str, int]] = {}
+    before: torch.Tensor | None = None
     for epochs in _groups(students.epochs, student):
         models = [_loaded(student, students.student(epoch)) for epoch in epochs]
-        # The network beside them, as what is lost is counted image by image.
-        said = predictions([network.model, *models], network, images, settings)
-        counts = said.confusion[1:]
-        changes |= dict(zip(epochs, said.changes[1:], strict=True))
-        accuracies |= {epoch: top1(own) for epoch, own in zip(epochs, counts, strict=True)}
-        classes |= {epoch: per_class(own) for epoch, own in zip(epochs, counts, strict=True)}
-        if record["selected"] in epochs:
-            mistakes = confused(counts[epochs.index(record["selected"])])
+        # The network beside the first of them, as what is lost is counted image by image.
+        beside = [network.model] if before is None else []
+        labels, found = predictions([*beside, *models], network, images, settings)
+        if before is None:
+            before, found = found[0], found[1:]
+        for epoch, own in zip(epochs, found, strict=True):
+            counts = confusion(labels, own, network.classes)
+            accuracies[epoch], classes[epoch] = top1(counts), per_class(counts)
+            changes[epoch] = compared(labels, before, own)
+            if epoch == record["selected"]:
+                mistakes = confused(counts)
     best = max(accuracies, key=lambda epoch: (accuracies[epoch], -epoch))
 
     def of(epoch: int) -> dict[str, Any]:

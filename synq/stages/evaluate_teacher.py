@@ -15,7 +15,7 @@ from synq.data.rows import evenly_spread
 from synq.data.spectrum import radial_amplitude
 from synq.io.artifacts import write_json
 from synq.models.teacher import Teacher, read_teacher, stored_bytes
-from synq.reporting.accuracy import Answers, answers, confused, doubt, per_class, top1
+from synq.reporting.accuracy import answers, confused, confusion, doubt, per_class, top1
 from synq.runtime.process import prepare, versions
 from synq.runtime.progress import progress
 from synq.stages.real_images import test_images
@@ -32,7 +32,8 @@ def evaluate_teacher(
     mistakes, spectrum = None, None
     if test.dataset != "none":
         images = test_images(network, test)
-        (counts,) = predictions([network.model], network, images, settings).confusion
+        labels, (found,) = predictions([network.model], network, images, settings)
+        counts = confusion(labels, found, network.classes)
         accuracy, warning, count = top1(counts), doubt(counts), len(images)
         classes, mistakes = per_class(counts), confused(counts)
         spectrum = _spectrum(images)
@@ -67,9 +68,9 @@ def _spectrum(images: Images) -> dict[str, list[float]]:
 
 def predictions(
     models: Sequence[torch.nn.Module], network: Teacher, images: Images, settings: Evaluation
-) -> Answers:
-    """What all models say of the images, which are read once."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels ``[images]`` and all models' answers ``[models, images]``; images are read once."""
     size = settings.batch_size
     batches = images.batches(size, network.mean, network.std)
     shown = progress(batches, "evaluation", -(-len(images) // size))
-    return answers(models, shown, network.classes)
+    return answers(models, shown)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from synq.reporting.accuracy import answers, confused, doubt, top1
+from synq.reporting.accuracy import answers, compared, confused, confusion, doubt, top1
 from synq.reporting.changes import Changes
 
 
@@ -14,9 +14,11 @@ def test_confusion_counts_labels_by_answers_over_all_batches():
     other = nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False))
     nn.init.zeros_(other[1].weight)
     asked = iter(batches)
-    (counts, others), changes = answers([model, other], asked, 3)
+    labels, found = answers([model, other], asked)
+    counts, others = (confusion(labels, own, 3) for own in found)
     assert next(asked, None) is None
     # The other says 0 of all: of 1 and 2 it says something else, right where the label is 0.
+    changes = [compared(labels, found[0], own) for own in found]
     assert changes == [Changes(0, 0, 0), Changes(2, 1, 1)]
     assert others.tolist() == [[3, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert counts.tolist() == [[2, 0, 1], [0, 1, 0], [0, 0, 0]]

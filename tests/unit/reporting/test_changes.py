@@ -7,7 +7,10 @@ from synq.reporting.changes import Changes, changed, standard_error
 
 def test_changes_in_words():
     text = changed(Changes(2, 1, 1), 4)
-    assert text == "50.00 % of the answers are others: 1 right before, 1 right now"
+    assert text == (
+        "another class than the original on 50.00 % of the test images: of 4, 1 became wrong and "
+        "1 became right"
+    )
 
 
 def test_the_standard_error_is_that_of_a_paired_difference_and_never_nothing():

@@ -21,7 +21,7 @@ from synq.io.artifacts import read_checkpoint, read_json
 from synq.models.teacher import read_teacher
 from synq.stages import evaluate
 from synq.stages.evaluate import evaluate_run
-from synq.stages.evaluate_teacher import evaluate_teacher
+from synq.stages.evaluate_teacher import evaluate_teacher, predictions
 from synq.stages.export import export_student
 from synq.stages.fetch import fetch
 from synq.stages.finetune import finetune_student
@@ -210,6 +210,13 @@ def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, na
     metrics = read_json(Path("metrics.json"), "metrics")
     assert metrics["test_images"] == 9
     monkeypatch.setattr(evaluate, "TOGETHER", 1)  # as where students are large: one at a time
+    asked = []
+
+    def counted(models, *others):
+        asked.append(len(models))
+        return predictions(models, *others)
+
+    monkeypatch.setattr(evaluate, "predictions", counted)
     evaluate_run(
         teacher_metrics=Path("teacher.json"),
         snapshots=Path("students.safetensors"),
@@ -219,6 +226,7 @@ def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, na
         **common,
     )
     assert read_json(Path("again.json"), "metrics") == metrics
+    assert asked == [2, 1]  # the network beside the first student, and not again
     export_student(
         teacher=teacher,
         student=Path("student.safetensors"),
