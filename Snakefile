@@ -48,6 +48,8 @@ onstart:
         print(f"config error: {line}", file=sys.stderr)
     if LACKING:
         sys.exit(2)
+    if cost := told(PLAN):
+        print(cost, file=sys.stderr)
     write_jobs()
 
 

@@ -15,7 +15,7 @@ os.environ.update(
 )
 
 from synq.config import layout
-from synq.config.cost import Limits, finetune_threads
+from synq.config.cost import Limits, finetune_threads, told
 from synq.config.fields import flags
 from synq.config.gpus import visible_gpus
 from synq.config.jobs import listed

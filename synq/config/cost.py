@@ -1,14 +1,16 @@
 """How long a job may take, from its settings: the only place with measured times.
 
-``Limits`` has the minutes of the jobs of a plan; the functions below it count them.
+``Limits`` has the minutes of the jobs of a plan; the functions below it count them. ``core_hours``
+is an estimate of all of it.
 
-The unit is F, a full-precision forward of one image; docs/guide.md has the F of an
+The unit is F, a full-precision forward of one image; docs/cluster.md has the F of an
 image in each stage. On one core of a server a ResNet-18 at 224 px takes 42 ms and a CIFAR ResNet-20
 at 32 px 1.5 ms: 0.8 and 1.4 us a pixel. A GPU is taken for twenty such cores, which is far too
 little, and not measured. Limits are three times the estimate, and grow with each attempt.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from synq.config.calibration import Calibration
@@ -23,6 +25,7 @@ CORES_A_GPU = 20
 # A generator of the image's size costs two to three of such a network.
 GENERATED = 4
 MARGIN = 3.0
+MUCH = 12  # hours of one core, which are told before the first job
 START = 10  # minutes that every job has: a file system may be slow, and torch is large
 IMAGE_SIZE = 224  # px, where only the zoo knows
 SMALL = 64  # px; at 16 a student of two threads takes 22 s of the clock and 25 s of the processor
@@ -81,6 +84,40 @@ class Limits:
             networks += kept_students(self.plan.settings("finetune", model, method=method))
         test = self.plan.settings("test", model)
         return evaluation_minutes(self.plan.models[model], test, networks, gpu=self.gpu)
+
+
+def core_hours(plan: Plan) -> dict[str, float]:
+    """Roughly what the grid takes, in hours of one core: images, students, evaluation."""
+    limits = Limits(plan, gpu=False)
+    runs = Counter((run["model"], run["method"]) for run in (*plan.rungs(), *plan.runs()))
+    sets = {(model, plan.methods[method].images) for model, method in runs}
+    minutes: Counter[str] = Counter()
+    for model, name in {(plan.maker(*pair), pair[1]) for pair in sets}:
+        shards = plan.shards(model, name)
+        count = len(shards) * len(plan.grid.seeds)
+        minutes["images"] += count * (limits.shard(model, name, shards[0]) - START)
+    for (model, method), count in runs.items():
+        minutes["students"] += count * (limits.student(model, method) - START)
+        minutes["evaluation"] += count * (limits.evaluation(model, method) - START)
+    return {stage: found / MARGIN / 60 for stage, found in minutes.items()}
+
+
+def told(plan: Plan) -> str:
+    """A line on it, where it is much; empty where it is not."""
+    hours = core_hours(plan)
+    total = sum(hours.values())
+    if total < MUCH:
+        return ""
+    parts = ", ".join(f"{stage} {_rounded(found)}" for stage, found in hours.items())
+    return (
+        f"This grid takes roughly {_rounded(total)} hours of one core ({parts}; a GPU was not "
+        "measured); docs/own-network.md says what sets it: how many images, and how long"
+    )
+
+
+def _rounded(hours: float) -> str:
+    """Two digits: more are not known."""
+    return f"{float(f'{hours:.1e}'):,.0f}" if hours >= 1 else "under 1"
 
 
 def synthesis_minutes(

@@ -721,6 +721,15 @@ def test_jobs_run_the_code_of_this_clone_from_any_folder(
     assert log.read_text(encoding="utf-8") == "the code of this clone\n"
 
 
+def test_a_grid_of_days_says_so_before_its_first_job(workflow: Workflow) -> None:
+    overlay = "models: {digits-resnet20: {synthesis: {iterations: 1000000000}}}"
+    ran = workflow.run("-f", "--", TEACHER, overlay=overlay)
+    assert ran.returncode == 0, ran.stdout
+    told, fetched = ran.stdout.index("hours of one core"), ran.stdout.index("Fetching")
+    assert told < fetched
+    assert "hours of one core" not in workflow.first
+
+
 def _rules() -> Iterator[tuple[str, str]]:
     for path in sorted((ROOT / "rules").glob("*.smk")):
         parts = re.split(r"^rule (\w+):\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -1,15 +1,24 @@
 """Time limits: they grow with the work, and are of the right size for known amounts of it."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
 from synq.config.cost import (
     START,
+    core_hours,
     evaluation_minutes,
     finetune_minutes,
     kept_students,
     synthesis_minutes,
+    told,
 )
 from synq.config.finetune import Finetune
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
+from synq.config.plan import Plan, plan
 from synq.config.synthesis import Synthesis
 
 SMALL = Model(source="pytorchcv", architecture="resnet20_cifar10")
@@ -66,3 +75,49 @@ def test_a_reconstruction_and_generators_have_more_time():
     pixels, latents = (Synthesis(parameters=kind) for kind in ("pixels", "generator"))
     limits = [synthesis_minutes(LARGE, s, 1, gpu=True) for s in (pixels, latents)]
     assert limits == sorted(set(limits))
+
+
+PROJECT = Path(__file__).parents[3]
+FEW = {
+    "synthesis": {"images_per_class": 5, "classes_per_shard": 50, "iterations": 500},
+    "finetune": {"epochs": 10, "holdout": 0.2},
+}
+
+
+def imagenet(sections: dict[str, Any], **grid: list[Any]) -> Plan:
+    chosen = {"models": ["big"], "bits": ["w4a4"], "methods": ["ours"], "seeds": [0]}
+    return plan(
+        {
+            "grid": chosen | grid,
+            "models": {
+                "big": {
+                    "source": "pytorchcv",
+                    "architecture": "resnet18",
+                    "test": {"dataset": "folder", "path": "val"},
+                    **sections,
+                }
+            },
+            "image_sets": {"plain": {}},
+            "methods": {"ours": {"images": "plain"}, "other": {"images": "plain"}},
+        }
+    )
+
+
+def test_the_papers_images_of_each_of_a_thousand_classes_are_years_and_five_are_days():
+    years, days = (sum(core_hours(imagenet(s)).values()) for s in ({}, FEW))
+    assert years > 24 * 365
+    assert 24 < days < 24 * 14
+    assert "hours of one core" in told(imagenet({}))
+
+
+def test_methods_of_the_same_images_share_their_hours_and_seeds_do_not():
+    one = core_hours(imagenet(FEW))
+    two = core_hours(imagenet(FEW, methods=["ours", "other"]))
+    assert two["images"] == one["images"]
+    assert two["students"] == pytest.approx(2 * one["students"])
+    seeds = core_hours(imagenet(FEW, seeds=[0, 1, 2]))
+    assert seeds["images"] == pytest.approx(3 * one["images"])
+
+
+def test_of_what_takes_minutes_nothing_is_told():
+    assert told(plan(yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8")))) == ""
