@@ -178,7 +178,7 @@ def test_the_example_of_a_runtime_runs(finished):
     exec(text, names)
     assert names["classes"].shape == (8,)
     assert names["names"] == [str(number) for number in names["classes"]]
-    assert len(text.splitlines()) <= 10
+    assert len(text.splitlines()) <= 12  # "a dozen lines of Python"
     assert path.endswith(SYNQ.partition("runs/")[2].replace("synq", "synq-plus") + "/student.onnx")
 
 
