@@ -1,6 +1,6 @@
 """The commands: their functions, their own arguments, and the settings that they take."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from synq.config.calibration import Calibration
 from synq.config.evaluation import Evaluation
 from synq.config.export import Export
 from synq.config.finetune import Finetune
-from synq.config.grid import Accept
+from synq.config.grid import MOST_SEED, Accept
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
@@ -35,7 +35,7 @@ def _path(text: str, **more: Any) -> dict[str, Any]:
     return {"type": Path, "required": True, "metavar": "FILE", "help": text, **more}
 
 
-def _word(text: str, kind: type = str, **more: Any) -> dict[str, Any]:
+def _word(text: str, kind: Callable[[str], Any] = str, **more: Any) -> dict[str, Any]:
     return {"type": kind, "required": True, "help": text, **more}
 
 
@@ -45,7 +45,17 @@ _RUN = {
     "method": _word("name of the method, for the record", metavar="NAME"),
     "image_set": _word("name of the image set, for the record", metavar="NAME"),
 }
-_SEED = {"seed": _word("seed of all randomness", int, metavar="N")}
+
+
+def seed(text: str) -> int:
+    """As torch and HDF5 can hold it."""
+    value = int(text)
+    if not 0 <= value <= MOST_SEED:
+        raise ValueError
+    return value
+
+
+_SEED = {"seed": _word(f"seed of all randomness, 0 to {MOST_SEED}", seed, metavar="N")}
 _CLASSES = {"classes": _word("the classes", int, nargs="+", metavar="C")}
 _FOLDER = {
     "shard_folder": _path(
@@ -108,7 +118,7 @@ COMMANDS = {
                 metavar="NAME",
             ),
             "seed": _word(
-                "seed of all randomness (default: 0)", int, required=False, default=0, metavar="N"
+                "seed of all randomness (default: 0)", seed, required=False, default=0, metavar="N"
             ),
             "test": _path(
                 "test images, one directory per class, in alphabetical order, or in that of "

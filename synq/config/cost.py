@@ -67,7 +67,7 @@ class Limits:
             self.plan.settings("finetune", model, method=method),
             images.images_per_class * chosen.classes,
             gpu=self.gpu,
-            widths=sensitivity_forwards(calibration),
+            before=sensitivity_forwards(calibration) + generator_forwards(calibration),
         )
 
     def sensitivity(self, model: str, method: str) -> int:
@@ -149,18 +149,26 @@ def sensitivity_forwards(settings: Calibration) -> int:
     return MOST_LAYERS * len(settings.widths) * settings.sensitivity_images
 
 
+def generator_forwards(settings: Calibration) -> int:
+    """Forwards of the images of a generator that the ranges are taken from, and its training."""
+    if settings.range_source != "generator":
+        return 0
+    images = settings.generator_steps * settings.generator_batch_size
+    return math.ceil(SYNTHESIS * GENERATED * images)
+
+
 def finetune_minutes(
-    model: Model, settings: Finetune, images: int, *, gpu: bool, widths: int = 0
+    model: Model, settings: Finetune, images: int, *, gpu: bool, before: int = 0
 ) -> int:
-    """Of one student that is trained on this many images, after so many forwards for its widths."""
+    """Of one student that is trained on this many images, after so many forwards before."""
     all_terms = settings.perturbation > 0 or settings.feature_weight > 0
     step = FULL_TRAINING if all_terms else TRAINING
     passes = images * (settings.epochs * settings.passes + 1) / settings.processes
     if settings.reconstruct != "off":
         # A step of every part is one of the network; each part has seen all images by both.
         passes += settings.reconstruct_steps * settings.reconstruct_batch_size
-        widths += 2 * MOST_PARTS * settings.reconstruct_images
-    return _minutes(model, step * passes + widths, gpu=gpu)
+        before += 2 * MOST_PARTS * settings.reconstruct_images
+    return _minutes(model, step * passes + before, gpu=gpu)
 
 
 def evaluation_minutes(model: Model, test: TestSet, networks: int, *, gpu: bool) -> int:

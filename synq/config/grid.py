@@ -6,6 +6,7 @@ from synq.config.fields import setting
 from synq.errors import ConfigError
 
 LADDER = 4  # bits from which a student begins with the network's own weights
+MOST_SEED = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class Grid:
         text="names under methods; NAME@w8a8 is made at that width and no other"
     )
     seeds: tuple[int, ...] = setting(
-        text="seeds of the images and of the fine-tuning", minimum=0, maximum=2**63
+        text="seeds of the images and of the fine-tuning", minimum=0, maximum=MOST_SEED
     )
 
     @property

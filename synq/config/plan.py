@@ -192,7 +192,7 @@ def plan(config: Mapping[str, Any], *, held: Collection[str] = ()) -> Plan:
     for key in ("grid", "models", "image_sets", "methods"):
         if not config.get(key):
             raise ConfigError(f"{key} is missing or empty in the config")
-    sections = {stage: mapping(config.get(stage) or {}, stage) for stage in STAGES}
+    sections = {stage: _changes(config.get(stage, {}), stage) for stage in STAGES}
     for stage, section in sections.items():
         convert(STAGES[stage], section, stage)
     models, model_sections, relatives = _models(config["models"], config.get("store"))
@@ -207,9 +207,9 @@ def plan(config: Mapping[str, Any], *, held: Collection[str] = ()) -> Plan:
     _check_ceilings(methods)
     grid = convert(Grid, config["grid"], "grid")
     _check_grid(grid, models, methods)
-    ablation = convert(Ablation, config.get("ablation") or {}, "ablation")
+    ablation = convert(Ablation, _given(config, "ablation"), "ablation")
     _check_ablation(ablation, grid, methods)
-    accept = convert(Accept, config.get("accept") or {}, "accept")
+    accept = convert(Accept, _given(config, "accept"), "accept")
     results = _results(config.get("results", "results"))
     whole = Plan(
         results,
@@ -225,6 +225,25 @@ def plan(config: Mapping[str, Any], *, held: Collection[str] = ()) -> Plan:
     )
     _check_layers(whole, held)
     return whole
+
+
+def _changes(section: Any, where: str) -> Mapping[str, Any]:
+    """What a section changes.
+
+    ConfigError where it is empty: Snakemake has then put nothing where all the rest was.
+    """
+    if section is None:
+        raise ConfigError(
+            f"{where} is empty, which takes away all that is written there elsewhere; leave it "
+            "out, or write what it changes"
+        )
+    return mapping(section, where)
+
+
+def _given(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A section that may be switched off by null."""
+    section = config.get(key)
+    return {} if section is None else mapping(section, key)
 
 
 def _check_grid(grid: Grid, models: Mapping[str, Model], methods: Mapping[str, Method]) -> None:
@@ -371,7 +390,7 @@ def _models(
         mapping(values, where)
         own = {key: value for key, value in values.items() if key not in STAGES}
         sections[name] = {
-            stage: mapping(values[stage] or {}, f"{where}.{stage}")
+            stage: _changes(values[stage], f"{where}.{stage}")
             for stage in STAGES
             if stage in values
         }
@@ -381,6 +400,12 @@ def _models(
             names = own.pop("names")
             listed = [names] if isinstance(names, str) else names
             convert(TestSet, {"names": listed}, where)
+            hyphened = [name for name in listed if name.startswith("-")]
+            if hyphened:
+                raise ConfigError(
+                    f"{where}.names has {hyphened[0]!r}; a name may not begin with a hyphen, which "
+                    "is how flags of commands begin"
+                )
             for stage in ("test", "real"):
                 sections[name][stage] = {"names": listed, **sections[name].get(stage, {})}
         if not isinstance(own.get("sha256", ""), str):
@@ -430,7 +455,7 @@ def _check_relative(
 def entries(config: Any, where: str) -> dict[str, dict[str, Any]]:
     """The entries of a section, those with ``like`` with all that they take over from another."""
     written = {
-        name: dict(mapping(values or {}, f"{where}.{name}"))
+        name: dict(_changes(values, f"{where}.{name}"))
         for name, values in mapping(config, where).items()
     }
 
@@ -478,7 +503,7 @@ def _method(name: str, values: Any, image_sets: Mapping[str, ImageSet]) -> Metho
             f"{where}.images names {values['images']!r}; {nearest(values['images'], image_sets)}"
         )
     overrides = {
-        stage: mapping(values[stage] or {}, f"{where}.{stage}")
+        stage: _changes(values[stage], f"{where}.{stage}")
         for stage in METHOD_STAGES
         if stage in values
     }

@@ -91,7 +91,11 @@ def read(
             f"the images of dataset: {dataset} have {images.classes} classes, but {name} has "
             f"{classes}"
         )
-    return half_of(images, settings.part) if settings.part != "all" else images
+    if settings.part == "all":
+        return images
+    if len(images) < 2:
+        raise DataError(f"one image has no {settings.part} half; write part: all, or give more")
+    return half_of(images, settings.part)
 
 
 def half_of(images: Images, part: str) -> Images:

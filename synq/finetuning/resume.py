@@ -15,16 +15,17 @@ from synq.io.artifacts import read_checkpoint, write_checkpoint
 from synq.quantization.student import student_tensors
 
 
-def begun(output: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+def begun(output: Path, record: Mapping[str, Any], code: str = "") -> dict[str, Any] | None:
     """The recipe of a run that has begun, where all else of its record is the same; None if none.
 
     Widths that were chosen once are not chosen again: on a GPU the choice could be another.
     """
     with contextlib.suppress(ArtifactError, KeyError):
-        _, saved = read_checkpoint(Work(output, record).calibrated, "student")
-        own = {key: saved[key] for key in record}
+        work = Work(output, record, code)
+        _, saved = read_checkpoint(work.calibrated, "student")
+        own = {key: saved[key] for key in work.begun_by}
         recipe: dict[str, Any] = own.pop("recipe")
-        others = {key: value for key, value in record.items() if key != "recipe"}
+        others = {key: value for key, value in work.begun_by.items() if key != "recipe"}
         if json.dumps(own, sort_keys=True) == json.dumps(others, sort_keys=True):
             return recipe
     return None
@@ -36,10 +37,13 @@ class Work:
     A process that was told to end leaves the middle of an epoch, too; a reconstruction, each part.
     """
 
-    def __init__(self, output: Path, record: Mapping[str, Any]) -> None:
-        """``record`` is all that must be equal for a saved state to be continued."""
+    def __init__(self, output: Path, record: Mapping[str, Any], code: str = "") -> None:
+        """``record`` and ``code``, the digest of what trains, are all that must be equal for a
+        saved state to be continued.
+        """
         self.folder = output.with_name(f"{output.stem}.work")
         self.record = record
+        self.begun_by = {**record, "code": code}
 
     def student(self, epoch: int) -> dict[str, Tensor]:
         return read_checkpoint(self._student(epoch), "student")[0]
@@ -55,11 +59,11 @@ class Work:
         told = {
             "epoch": state.epoch,
             "history": state.history,
-            "run": json.dumps(self.record, sort_keys=True),
+            "run": json.dumps(self.begun_by, sort_keys=True),
         }
         tensors = student_tensors(student)
         if state.part is None:
-            record = {**self.record, "epoch": state.epoch}
+            record = {**self.begun_by, "epoch": state.epoch}
             write_checkpoint(self._student(state.epoch), "student", tensors, record)
             write_checkpoint(self._state, "state", state.optimizer, told)
             self._part.unlink(missing_ok=True)
@@ -79,7 +83,7 @@ class Work:
 
     def save_fitted(self, student: nn.Module, number: int) -> None:
         """Write the student of which so many parts are reconstructed, before its first epoch."""
-        record = {**self.record, "fitted": number}
+        record = {**self.begun_by, "fitted": number}
         write_checkpoint(self._fitted, "student", student_tensors(student), record)
 
     def resume_fitted(self, student: nn.Module) -> int:
@@ -87,7 +91,7 @@ class Work:
         with contextlib.suppress(ArtifactError, KeyError):
             tensors, saved = read_checkpoint(self._fitted, "student")
             self._check(
-                {"run": json.dumps({key: saved[key] for key in self.record}, sort_keys=True)}
+                {"run": json.dumps({key: saved[key] for key in self.begun_by}, sort_keys=True)}
             )
             student.load_state_dict(tensors)
             return int(saved["fitted"])
@@ -95,8 +99,8 @@ class Work:
 
     def resume(self, student: nn.Module) -> tuple[Progress | None, str]:
         """Load the newest student of the same run; its progress, and a line that tells of it."""
-        if not self.folder.exists():
-            return None, ""
+        if not self._state.exists():
+            return None, ""  # nothing has begun, or its parts are being reconstructed
         try:
             optimizer, saved = read_checkpoint(self._state, "state")
             for epoch in range(saved["epoch"] + 1):
@@ -127,8 +131,8 @@ class Work:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _check(self, saved: Mapping[str, Any]) -> None:
-        if saved["run"] != json.dumps(self.record, sort_keys=True):
-            raise ArtifactError("the saved state has other settings")
+        if saved["run"] != json.dumps(self.begun_by, sort_keys=True):
+            raise ArtifactError("the saved state is of other settings or of other code")
 
     @property
     def calibrated(self) -> Path:

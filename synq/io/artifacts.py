@@ -53,6 +53,8 @@ UNWRITABLE = {
     errno.EACCES,
     errno.EPERM,
     errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
     errno.ENAMETOOLONG,
 }
 

@@ -37,6 +37,7 @@ class Teacher:
     image_shape: tuple[int, int, int]
     mean: list[float]
     std: list[float]
+    factory: str = ""  # the user's own function that makes it, if any
 
 
 def write_teacher(
@@ -97,6 +98,7 @@ def read_teacher(path: Path, device: torch.device) -> Teacher:
             (channels, size, size),
             record["mean"],
             record["std"],
+            record["factory"],
         )
     except KeyError as error:
         raise ArtifactError(f"{path} lacks {error} in its record; make it again") from None

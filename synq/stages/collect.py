@@ -14,6 +14,8 @@ from synq.models.teacher import Teacher, check_classes, read_teacher, shard_reco
 from synq.runtime.process import generator_for, prepare
 from synq.stages.real_images import training_set
 
+BATCH = 64  # images that the network is asked about at once
+
 
 def collect_shard(
     *,
@@ -49,4 +51,7 @@ def drawn(
         chosen.append(own[order[: settings.images_per_class]])
     indices = torch.cat(chosen)
     pixels = normalise(images.read(indices), network.mean, network.std)
-    return judged(network.model, pixels, images.labels[indices])
+    labels = images.labels[indices]
+    batches = zip(pixels.split(BATCH), labels.split(BATCH), strict=True)
+    parts = [judged(network.model, *batch) for batch in batches]
+    return Synthesized(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

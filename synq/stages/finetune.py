@@ -14,6 +14,7 @@ from torch import nn
 
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
+from synq.config.fingerprint import factory_digest, stage_digest
 from synq.errors import ConfigError
 from synq.finetuning.batches import Images
 from synq.finetuning.reconstruction import Fitted, reconstruct
@@ -88,10 +89,12 @@ def finetune_student(
     )
     record["images"] = len(shard_set)
     record["shard_checksums"] = shard_set.checksums
+    # What one code began another one does not go on with: the student would be of neither.
+    code = stage_digest("finetune") + factory_digest(network.factory)
     with joined(settings.processes, target) as team:
         images = training_images(network, shard_set, settings, seed)
         if calibration.mixed:
-            before = begun(output, record)
+            before = begun(output, record, code)
             recipe = (
                 Recipe(**before)
                 if before
@@ -101,7 +104,7 @@ def finetune_student(
             )
             record["recipe"] = recipe.record()
             student = student_of(network, recipe).to(target)
-        work = Work(output, record)
+        work = Work(output, record, code)
         state, text = work.resume(student)
         if team.leads and text:
             print(text, flush=True)

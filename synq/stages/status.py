@@ -43,6 +43,8 @@ def status(*, results: Path, watch: float) -> int:
     The exit code is 1 where a job has failed. ConfigError or ArtifactError where there is nothing
     to tell of.
     """
+    if not 0 <= watch < math.inf:
+        raise ConfigError(f"--watch is {watch:g}; it is the seconds between two looks")
     while True:
         text, failed = _told(results)
         if not watch:

@@ -188,6 +188,8 @@ def test_a_value_out_of_range_is_refused_before_any_file_is_read(capsys, flags, 
         (["--learning-rate", "fast"], "invalid float value: 'fast'"),
         (["--perturbed-features", "yes"], "'yes' is neither true nor false"),
         (["--perturbed-features"], "expected one argument"),
+        (["--seed", "-3"], "argument --seed: invalid seed value: '-3'"),
+        (["--seed", str(2**64)], "argument --seed: invalid seed value"),
     ],
 )
 def test_an_unknown_flag_or_a_value_of_the_wrong_type_is_refused(capsys, flags, text):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -391,7 +392,7 @@ def parsed(settings):
     command = cli.COMMANDS[STAGES[cls]]
     words = [STAGES[cls]]
     for name, options in command.arguments.items():
-        words += ["--" + name.replace("_", "-"), "1" if options["type"] is int else "x"]
+        words += ["--" + name.replace("_", "-"), "x" if options["type"] in (str, Path) else "1"]
     for other in set(command.settings.values()) - {cls}:
         words += flags(model(**ZOO) if other is Model else other())
     found = vars(cli.parser().parse_args(words + flags(settings)))

@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
+from synq.config.calibration import Calibration
 from synq.config.cost import (
     START,
+    Limits,
     core_hours,
     evaluation_minutes,
     finetune_minutes,
+    generator_forwards,
     kept_students,
     synthesis_minutes,
     told,
@@ -121,3 +124,28 @@ def test_methods_of_the_same_images_share_their_hours_and_seeds_do_not():
 
 def test_of_what_takes_minutes_nothing_is_told():
     assert told(plan(yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8")))) == ""
+
+
+def test_the_generator_that_ranges_are_taken_from_has_time():
+    few, many = (generator_forwards(Calibration(generator_steps=n)) for n in (800, 800_000))
+    assert few == many == 0  # they are taken from the images
+    few, many = (
+        generator_forwards(Calibration(range_source="generator", generator_steps=n))
+        for n in (800, 800_000)
+    )
+    assert many == 1000 * few > 0
+    limits = Limits(
+        plan(
+            {
+                "grid": {"models": ["s"], "bits": ["w4a4"], "methods": ["o"], "seeds": [0]},
+                "models": {"s": {"source": "pytorchcv", "architecture": "resnet20_cifar10"}},
+                "image_sets": {"plain": {}},
+                "methods": {
+                    "o": {"images": "plain"},
+                    "p": {"images": "plain", "calibration": {"range_source": "generator"}},
+                },
+            }
+        ),
+        gpu=False,
+    )
+    assert limits.student("s", "o") < limits.student("s", "p")

@@ -146,6 +146,40 @@ def test_a_wrong_section_is_refused(config, key, value, text):
     assert message({**config, key: value}).startswith(text)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("finetune",),
+        ("models", "tiny", "synthesis"),
+        ("methods", "ours", "finetune"),
+        ("methods", "ours"),
+        ("image_sets", "plain"),
+    ],
+)
+@pytest.mark.parametrize("value", [None, False, 0])
+def test_a_section_of_nothing_does_not_take_away_what_others_wrote(config, path, value):
+    *above, last = path
+    section = config
+    for key in above:
+        section = section[key]
+    section[last] = value
+    told = message(config)
+    assert told.startswith(".".join(path) + " is ")
+    assert ("is empty" in told) == (value is None)
+
+
+@pytest.mark.parametrize("key", ["accept", "ablation"])
+def test_what_may_be_switched_off_is_so_by_null_alone(config, key):
+    whole = plan({**config, key: None})
+    assert whole == plan(config)
+    assert message({**config, key: False}).startswith(f"{key} is False, not a mapping")
+
+
+def test_a_name_of_a_class_may_not_look_like_a_flag(config):
+    config["models"]["tiny"]["names"] = ["-zero", *"abcdefghi"]
+    assert message(config).startswith("models.tiny.names has '-zero'")
+
+
 @pytest.mark.parametrize("key", ["grid", "models", "image_sets", "methods"])
 @pytest.mark.parametrize("value", [None, {}])
 def test_an_empty_section_that_is_needed_is_refused(config, key, value):

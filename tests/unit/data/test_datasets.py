@@ -443,3 +443,11 @@ def test_halves_are_disjoint_and_the_same_every_time():
         rows = torch.tensor([2, 0])
         assert torch.equal(half.read(rows)[:, 0].long(), half.labels[rows])
     assert torch.equal(half_of(whole, "report").labels, halves[1].labels)
+
+
+@pytest.mark.parametrize("part", ["development", "report"])
+def test_one_image_has_no_halves(tmp_path, part):
+    save(tmp_path / "a" / "1.png", (255, 0, 0))
+    data = Data(path=str(tmp_path), part=part)
+    with pytest.raises(DataError, match=f"one image has no {part} half; write part: all"):
+        read("folder", data, "test", classes=1, image_shape=(3, 8, 8), name="net")

@@ -13,7 +13,7 @@ from synq.config.finetune import Finetune
 from synq.errors import ConfigError, DivergenceError
 from synq.finetuning.batches import Images
 from synq.finetuning.reconstruction import Seen, _Part, dropped, output_error, reconstruct
-from synq.finetuning.resume import Work
+from synq.finetuning.resume import Work, begun
 from synq.finetuning.training import Progress
 from synq.models.build import frozen
 from synq.models.features import fitted_parts
@@ -269,6 +269,22 @@ def test_the_work_folder_holds_the_newest_part_until_an_epoch_ends(tmp_path):
         "epoch-0000.safetensors",
         "state.safetensors",
     ]
+
+
+def test_what_other_code_began_is_begun_anew(tmp_path):
+    place, record = tmp_path / "student.safetensors", {"recipe": {"bits": 2}, "seed": 3}
+    network, other = fitted()[1], student()
+    work = Work(place, record, "old")
+    work.save_fitted(network, 2)
+    assert Work(place, record, "new").resume_fitted(other) == 0
+    assert Work(place, record, "old").resume_fitted(other) == 2
+    work.save(network, Progress())
+    progress, told = Work(place, record, "new").resume(other)
+    assert progress is None
+    assert "of other code" in told
+    assert Work(place, record, "old").resume(other)[0] is not None
+    assert begun(place, record, "new") is None
+    assert begun(place, {**record, "recipe": None}, "old") == record["recipe"]
 
 
 def test_without_it_nothing_happens():

@@ -65,6 +65,19 @@ def test_atomic_keeps_the_old_file_and_leaves_no_other_after_an_exception(tmp_pa
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_folder_in_the_place_of_a_file_and_a_file_in_that_of_a_folder_are_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+
+    def written(path):
+        with atomic(path) as temporary:
+            temporary.write_text("new")
+
+    for path in (tmp_path / "folder", tmp_path / "file/below"):
+        assert "cannot be written: " in refusal(written, path)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
 def test_atomic_leaves_nothing_after_an_exception_before_anything_was_written(tmp_path):
     with pytest.raises(ValueError, match="early"), atomic(tmp_path / "file"):
         raise ValueError("early")

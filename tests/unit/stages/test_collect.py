@@ -9,7 +9,9 @@ from synq.data.datasets import digits
 from synq.errors import ConfigError, DataError
 from synq.io.shards import ShardSet
 from synq.models.digits import resnet20
+from synq.models.judgement import judged
 from synq.models.teacher import read_teacher, write_teacher
+from synq.stages import collect as stage
 from synq.stages.collect import collect_shard
 
 SETTINGS = RealImages(dataset="digits", images_per_class=3)
@@ -52,6 +54,20 @@ def test_the_shard_holds_normalised_training_images_of_its_classes(teacher):
     for image, label in zip(images * 0.25 + 0.5, labels, strict=True):
         same = ((pixels - image.flatten()).abs().amax(1) < 1e-5).nonzero().squeeze(1)
         assert label in data.labels[same]
+
+
+def test_the_network_is_asked_about_a_batch_at_a_time(teacher, monkeypatch):
+    asked = []
+
+    def counted(model, images, labels):
+        asked.append(len(images))
+        return judged(model, images, labels)
+
+    monkeypatch.setattr(stage, "judged", counted)
+    settings = RealImages(dataset="digits", images_per_class=90)
+    images, labels = images_of(collect(teacher, settings=settings), teacher)
+    assert asked == [64, 64, 52]
+    assert len(images) == len(labels) == sum(asked)
 
 
 def test_no_image_of_the_test_set_is_drawn(teacher):

@@ -11,6 +11,7 @@ from small_results import RUN, SHARDS, TEACHER
 import synq
 from synq import cli
 from synq.config.calibration import Calibration
+from synq.config.fingerprint import factory_digest, stage_digest
 from synq.finetuning.resume import begun
 from synq.io.artifacts import read_checkpoint, read_json, write_checkpoint
 from synq.io.shards import ShardSet
@@ -19,6 +20,7 @@ from synq.quantization.convert import layers_of, packed_bytes
 from synq.quantization.student import read_student
 from synq.stages import finetune, sensitivity
 
+CPU = torch.device("cpu")
 pytestmark = pytest.mark.xdist_group("small results")  # which one process makes, once
 
 PLACE = "models/net/sensitivity/w3a2/mine/seed0.json"
@@ -44,7 +46,7 @@ def test_every_layer_is_in_the_files_the_most_sensitive_first(measured):
     assert losses == sorted(losses, reverse=True)
     assert losses[0] > 0
     rows = {layer["layer"]: layer for layer in found["layers"]}
-    network = read_teacher(measured / TEACHER, torch.device("cpu"))
+    network = read_teacher(measured / TEACHER, CPU)
     student, _ = read_student(measured / RUN / "student.safetensors", network)
     assert rows.keys() == layers_of(student).keys()
     last, first = rows["output"], rows["features.init_block.conv"]
@@ -64,7 +66,7 @@ def test_every_layer_is_in_the_files_the_most_sensitive_first(measured):
 
 def test_from_python_it_is_the_same_on_the_same_images(measured, tmp_path):
     wanted = read_json(measured / PLACE, "sensitivity")
-    network = read_teacher(measured / TEACHER, torch.device("cpu"))
+    network = read_teacher(measured / TEACHER, CPU)
     shards = ShardSet([measured / shard for shard in SHARDS], network.sha256)
     images = synq.ImageSet(shards.images(torch.arange(len(shards))), shards.labels)
     about = {"image_shape": network.image_shape, "mean": network.mean, "std": network.std}
@@ -116,7 +118,7 @@ def trained(made, root, *more):
 
 
 def loaded(made, root):
-    network = read_teacher(made / TEACHER, torch.device("cpu"))
+    network = read_teacher(made / TEACHER, CPU)
     return read_student(root / "student.safetensors", network)
 
 
@@ -162,10 +164,11 @@ def test_a_run_that_goes_on_keeps_the_widths_that_it_began_with(made, tmp_path, 
     end = ("selected", "last", "history", "weight_bytes", "widths", "epoch", "kind", "format")
     own = {key: value for key, value in record.items() if key not in end}
     place = tmp_path / "student.work" / "epoch-0000.safetensors"
-    write_checkpoint(place, "student", tensors, {**own, "epoch": 0})
-    assert begun(tmp_path / "student.safetensors", {**own, "recipe": None}) == own["recipe"]
-    assert begun(tmp_path / "student.safetensors", {**own, "seed": 1}) is None
-    assert begun(tmp_path / "other.safetensors", own) is None
+    code = stage_digest("finetune") + factory_digest(read_teacher(made / TEACHER, CPU).factory)
+    write_checkpoint(place, "student", tensors, {**own, "code": code, "epoch": 0})
+    assert begun(tmp_path / "student.safetensors", {**own, "recipe": None}, code) == own["recipe"]
+    assert begun(tmp_path / "student.safetensors", {**own, "seed": 1}, code) is None
+    assert begun(tmp_path / "other.safetensors", own, code) is None
 
     def not_again(*_):
         raise AssertionError

@@ -52,6 +52,12 @@ def told(capsys, root, code=0):
     return captured.out
 
 
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
+def test_a_look_never_or_before_the_last_one_is_refused(results, capsys, seconds):
+    assert cli.main(["status", str(results), f"--watch={seconds}"]) == 2
+    assert "--watch is " in capsys.readouterr().err
+
+
 def test_a_folder_that_was_just_begun_waits(results, capsys):
     assert f"{results}: 4 jobs, 0 done, 4 waiting" in told(capsys, results)
 
