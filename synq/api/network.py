@@ -17,6 +17,7 @@ from synq.errors import ConfigError, DataError, ModelError, reason
 from synq.io.shards import ImageSet
 from synq.models.judgement import Synthesized
 from synq.models.outputs import count_classes
+from synq.models.structure import check_own
 from synq.models.teacher import Teacher, check_classes, held_teacher
 from synq.models.weights import check_numbers
 from synq.stages.borrow import borrowed
@@ -37,6 +38,7 @@ def description(
     """The network's input as settings; ``classes`` are counted where they are not given."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    check_own(model, name_of(model))
     settings = described(image_shape, 2 if classes is None else classes, mean, std)
     if classes is None:
         return dataclasses.replace(settings, classes=_counted(model, image_shape))

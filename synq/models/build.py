@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from synq.errors import ModelError, UserError, nearest, reason
 from synq.models.outputs import settle
-from synq.models.structure import plain
+from synq.models.structure import check_own, plain
 from synq.models.weights import check_numbers
 
 # pytorchcv.model_provider imports every family, and with one of them torchvision, whose compiled
@@ -54,7 +54,9 @@ def checked(
 ) -> nn.Module:
     """What ``make`` returns, in evaluation mode, if it is such a classifier; else ModelError."""
     try:
-        model = plain(make()).eval()
+        made = make()
+        check_own(made, name)
+        model = plain(made).eval()
         check_numbers(model, name)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)

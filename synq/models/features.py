@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from synq.errors import ModelError
 from synq.models.hooks import recorded
-from synq.models.structure import LINEAR, attention_layers, is_attention
+from synq.models.structure import CONVOLUTIONS, LINEAR, attention_layers, is_attention
 
 # What has a weight to fit, by the exact type, as it is quantized by.
-WEIGHTED: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.ConvTranspose2d, *LINEAR)
+WEIGHTED: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, *LINEAR)
 ADDITIONS = ("add", "iadd", "radd")
 # Where a network has no residual units, what stands for the end of a block: by the functions, which
 # torch's modules call, too.

@@ -13,6 +13,7 @@ FUSED = ("qkv", "to_qkv")
 # By their exact type: a subclass may use its weight in another way. The second is the output
 # projection of nn.MultiheadAttention, and the same thing under another name.
 LINEAR: tuple[type[nn.Linear], ...] = (nn.Linear, NonDynamicallyQuantizableLinear)
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -47,6 +48,24 @@ def is_attention(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) or any(
         isinstance(layer, nn.Linear) for layer in fused
     )
+
+
+def check_own(model: nn.Module, name: str) -> None:
+    """ModelError where layers cannot be replaced: in what torch has compiled or scripted, and where
+    a layer makes its weight of other tensors before each forward.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(f"{name} is a TorchScript module; give the one that it was scripted from")
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise ModelError(
+            f"{name} is what torch.compile gave; give the network itself, its _orig_mod"
+        )
+    for path, layer in model.named_modules():
+        if type(layer) in CONVOLUTIONS + LINEAR and not isinstance(layer.weight, nn.Parameter):
+            raise ModelError(
+                f"{path or name} makes its weight before each forward; fix it first, by "
+                "torch.nn.utils.prune.remove or remove_weight_norm"
+            )
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -173,7 +173,11 @@ class _Graph:
             epsilon = batchnorm.attributes.get_float("epsilon", 1e-5)
             weight, bias, mean, variance = (constant(value) for value in batchnorm.inputs[1:5])
             line = line_of(weight, bias, mean, variance, epsilon)
-        kernel = kernel_of(codes, scales, zeros, line.factor)
+        given = layer.inputs[2] if len(layer.inputs) > 2 else None
+        added = line.shift + (0.0 if given is None else line.factor * constant(given))
+        grid = self._input_grid(layer)
+        of_input = None if grid is None else constant(grid.inputs[1])
+        kernel = kernel_of(codes, scales, zeros, line.factor, added, of_input)
         if kernel is None:
             return 0
         if batchnorm is not None:
@@ -185,10 +189,8 @@ class _Graph:
         zero = self.constant(numpy.zeros(len(scales), numpy.int8), f"{name}.zeros")
         dequantized = self.insert(layer, "DequantizeLinear", [whole, unit, zero], axis=0)
         layer.replace_input_with(1, dequantized)
-        given = layer.inputs[2] if len(layer.inputs) > 2 else None
         if given is not None or batchnorm is not None:
-            added = 0.0 if given is None else constant(given)
-            self._bias(layer, line.shift + line.factor * added, kernel.scales)
+            self._bias(layer, added, kernel.scales)
         return 1
 
     @staticmethod

@@ -17,6 +17,9 @@ from synq.quantization.sites import CallSites, evaluating
 # Of a weight in INT8. With FULL two products with an 8-bit activation still fit into 16 bits, where
 # a processor without dot products adds them.
 LARGEST, FULL = 127, 63
+# Of what is added, in INT32: the largest number, how much of it is used, and how many units what
+# is added alone has.
+LIMIT, MARGIN, FINE = 2**31 - 1, 0.99, 2**20
 
 
 class Codes(NamedTuple):
@@ -55,8 +58,18 @@ class Kernel(NamedTuple):
     scales: Any
 
 
-def kernel_of(codes: Any, scales: Any, zeros: Any, factor: Any) -> Kernel | None:
+def kernel_of(
+    codes: Any,
+    scales: Any,
+    zeros: Any,
+    factor: Any,
+    added: Any = 0.0,
+    input_scale: Any = None,
+) -> Kernel | None:
     """The kernel of arrays as ``Codes`` has them, times a factor per output channel.
+
+    ``added`` is what comes to each channel in whole numbers of 32 bits, in units of its scale times
+    ``input_scale``, if that is known.
 
     None where INT8 does not hold it. A channel of few codes is multiplied by a whole number: that
     makes the unit finer in which its bias is added.
@@ -65,9 +78,14 @@ def kernel_of(codes: Any, scales: Any, zeros: Any, factor: Any) -> Kernel | None
     whole = codes.astype(numpy.int64) - zeros.astype(numpy.int64).reshape(axes)
     whole[factor < 0] *= -1
     scales = scales.astype(numpy.float64) * numpy.abs(factor)
-    # A channel that BatchNorm shuts is its bias alone.
+    # A channel that BatchNorm shuts, or whose weights are all 0, is what is added alone.
     whole[scales == 0] = 0
-    scales = numpy.where(scales == 0, 1.0, scales)
+    dead = ~whole.reshape(len(whole), -1).any(1)
+    added = numpy.broadcast_to(numpy.abs(added), scales.shape)
+    of_input = 1.0 if input_scale is None else float(input_scale)
+    scales = numpy.where(
+        dead, numpy.where(added > SMALLEST_RANGE, added / FINE / of_input, 1.0), scales
+    )
     if whole.max() == LARGEST + 1 and (zeros == LARGEST + 1).all():
         # A learned grid without zero point may have reached its first code, which has no negative.
         whole = whole.clip(-LARGEST, LARGEST)
@@ -75,6 +93,15 @@ def kernel_of(codes: Any, scales: Any, zeros: Any, factor: Any) -> Kernel | None
     if largest.max() > LARGEST + (whole.max() <= LARGEST):
         return None
     finer = (FULL // largest.clip(1)).clip(1)
+    if input_scale is not None:
+        # Of vanishing weights the unit would be too fine to count what is added. Coarser weights
+        # are of no consequence there: they are a ten thousandth of it.
+        least = added / (LIMIT * MARGIN * of_input)
+        share = numpy.where(least > 0, scales / numpy.where(least > 0, least, 1.0), numpy.inf)
+        finer = numpy.minimum(finer, share.clip(1.0)).astype(numpy.int64)
+        shrunk = numpy.rint(whole * share.clip(0.0, 1.0).reshape(axes)).astype(numpy.int64)
+        whole, scales = shrunk, numpy.maximum(scales, least)
+    finer = numpy.where(dead, 1, finer)
     return Kernel(whole, finer, (scales / finer).astype(numpy.float32))
 
 
@@ -97,8 +124,7 @@ def line_of(weight: Any, bias: Any, mean: Any, variance: Any, epsilon: float) ->
 def whole_bias(bias: Any, scales: Any, input_scale: Any) -> tuple[Any, Any]:
     """A bias per channel in whole numbers, and the unit of each: a product of two scales."""
     unit = (scales * numpy.float32(input_scale)).astype(numpy.float32)
-    limit = 2**31 - 1
-    return numpy.rint(bias / unit.astype(numpy.float64)).clip(-limit, limit), unit
+    return numpy.rint(bias / unit.astype(numpy.float64)).clip(-LIMIT, LIMIT), unit
 
 
 def is_integer(student: nn.Module) -> bool:
@@ -199,12 +225,12 @@ def _settle(layer: QuantizedWeight, source: Quantizer, norm: Any) -> None:
     elif bias is None:
         return
     codes, scales, zeros = map(_array, codes_of(weight, layer.weight_quantizer.grid(weight)))
-    kernel = kernel_of(codes, scales, zeros, line.factor)
+    added = line.shift + (0 if bias is None else line.factor * _array(bias))
+    of_input = _array(source.grid(torch.zeros(1, device=weight.device)).scale)
+    kernel = kernel_of(codes, scales, zeros, line.factor, added, of_input)
     if kernel is None:
         return
-    added = line.shift + (0 if bias is None else line.factor * _array(bias))
-    of_input = source.grid(torch.zeros(1, device=weight.device)).scale
-    whole, unit = whole_bias(added, kernel.scales, _array(of_input))
+    whole, unit = whole_bias(added, kernel.scales, of_input)
     moved = torch.from_numpy((whole * unit.astype(numpy.float64) - added).astype(numpy.float32))
     target = bias if norm is None else norm.bias
     target.detach().add_(moved.to(target.device))

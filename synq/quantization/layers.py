@@ -1,6 +1,6 @@
 """Layers with a quantized weight, in place of torch's under the same names and state-dict keys."""
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
@@ -40,37 +40,29 @@ class QuantizedWeight(nn.Module):
         return (own.shape[0],) + (1,) * (own.dim() - 1)
 
 
-def _taking_over(new: nn.Module, old: nn.Module, names: tuple[str, ...]) -> None:
-    """Give a layer that was made without memory the parameters of another, themselves."""
-    for name in names:
-        setattr(new, name, getattr(old, name))
-    new.train(old.training)
-
-
-class QuantConv2d(QuantizedWeight, nn.Conv2d):
-    """A convolution with fake-quantized weights."""
+class Turned(QuantizedWeight):
+    """A quantized layer that a float one becomes: its hooks, its own attributes and whoever else
+    holds it stay as they are.
+    """
 
     @classmethod
-    def from_float(cls, layer: nn.Conv2d) -> Self:
-        new = cls(**_geometry(layer))
-        _taking_over(new, layer, ("weight", "bias"))
-        new.input = None
-        return new
+    def from_float(cls, layer: nn.Module) -> Self:
+        """The layer itself, of this class from now on."""
+        layer.__class__ = cls
+        turned = cast(Self, layer)
+        turned.input = None
+        return turned
+
+
+class QuantConv2d(Turned, nn.Conv2d):
+    """A convolution with fake-quantized weights."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(self.entered(input), self.quantized_weight(), self.bias)
 
 
-class QuantLinear(QuantizedWeight, nn.Linear):
+class QuantLinear(Turned, nn.Linear):
     """A linear layer with fake-quantized weights, and of a transformer with a quantized input."""
-
-    @classmethod
-    def from_float(cls, layer: nn.Linear) -> Self:
-        bias = layer.bias is not None
-        new = cls(layer.in_features, layer.out_features, bias, device="meta")
-        _taking_over(new, layer, ("weight", "bias"))
-        new.input = None
-        return new
 
     def product(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """``input`` times the weight, plus a bias that need not be the layer's own."""
@@ -93,8 +85,10 @@ class QuantMultiheadAttention(QuantizedWeight, OpenMultiheadAttention):
             batch_first=layer.batch_first,
             device="meta",
         )
-        _taking_over(new, layer, ("in_proj_weight", "in_proj_bias", "out_proj"))
-        return new
+        # It was made without memory.
+        for name in ("in_proj_weight", "in_proj_bias", "out_proj"):
+            setattr(new, name, getattr(layer, name))
+        return new.train(layer.training)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -104,15 +98,8 @@ class QuantMultiheadAttention(QuantizedWeight, OpenMultiheadAttention):
         return self.quantized_weight()
 
 
-class QuantConvTranspose2d(QuantizedWeight, nn.ConvTranspose2d):
+class QuantConvTranspose2d(Turned, nn.ConvTranspose2d):
     """A transposed convolution, quantized as the others are."""
-
-    @classmethod
-    def from_float(cls, layer: nn.ConvTranspose2d) -> Self:
-        new = cls(**_geometry(layer), output_padding=layer.output_padding)  # type: ignore[arg-type]
-        _taking_over(new, layer, ("weight", "bias"))
-        new.input = None
-        return new
 
     def by_output(self, weight: Tensor) -> Tensor:
         return swap_channels(weight, self.groups)
@@ -139,13 +126,3 @@ def swap_channels(weight: Tensor, groups: int) -> Tensor:
     The latter is how a convolution stores its weight. The function is its own inverse.
     """
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def _geometry(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
-    """Made on the meta device: its parameters will be those of the layer, and none of its own."""
-    names = (
-        *("in_channels", "out_channels", "kernel_size", "stride", "padding"),
-        *("dilation", "groups", "padding_mode"),
-    )
-    own = {name: getattr(layer, name) for name in names}
-    return {**own, "bias": layer.bias is not None, "device": "meta"}

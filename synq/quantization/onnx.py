@@ -99,6 +99,7 @@ def to_onnx(
     weights_read: set[Quantizer] = set()
     activations_read: set[_OperatorsOfGrid] = set()
     weights = [*weight_quantizers(network).values()]
+    held = {layer: id(layer.weight) for layer in weights}  # layers may share one
     two_bits = takes.two_bits and any(w.weight_quantizer.bits == 2 for w in weights)
     opset = OPSET_OF_2_BITS if two_bits else OPSET
     for layer in weights:
@@ -132,7 +133,10 @@ def to_onnx(
         sum(node.op_type == "QuantizeLinear" for node in model.graph),
     )
     # Layers that round one tensor to one grid have one operator.
-    read = (len(weights_read), len({module.values for module in activations_read}))
+    read = (
+        len({held[layer] for layer in weights if layer.weight_quantizer in weights_read}),
+        len({module.values for module in activations_read}),
+    )
     if found[0] < read[0] or found[1] < read[1]:
         raise ModelError(
             f"of {read[0]} quantized weights and {read[1]} activations the ONNX "

@@ -11,6 +11,7 @@ sites ``module/forward/index``.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -347,6 +348,13 @@ class _Quantizing(Following):
         return given.copy_(quantizer(result))
 
 
+class _Open(threading.local):
+    """The forwards that have begun and not ended, of each thread its own."""
+
+    def __init__(self) -> None:
+        self.forwards: list[_Quantizing] = []
+
+
 class _Route:
     """Leads every forward of a student past its sites, by hooks of its modules.
 
@@ -355,7 +363,18 @@ class _Route:
 
     def __init__(self, calls: Calls) -> None:
         self.expected, self.functions, self.scope = calls.counts, calls.functions, calls.scope
-        self._forwards: list[_Quantizing] = []
+        self._open = _Open()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_open"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._open = _Open()
+
+    @property
+    def _forwards(self) -> list[_Quantizing]:
+        return self._open.forwards
 
     def begin(self, root: nn.Module, args: Any) -> None:
         forward = _Quantizing(self.expected, self.scope)

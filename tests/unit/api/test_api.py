@@ -4,6 +4,7 @@ import copy
 import io
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 
 import numpy
@@ -14,6 +15,7 @@ from embedded import ROOT
 from own_network import FEW, INPUT, Own
 from PIL import Image
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 import synq
@@ -378,6 +380,38 @@ def test_mean_and_std_may_be_tensors_or_arrays(network, result):
 
 def test_what_is_no_network_is_refused():
     assert "model is a str, not a torch.nn.Module" in refusal(synq.quantize, "resnet", **INPUT)
+
+
+def pruned(network):
+    prune.l1_unstructured(_first(network), "weight", 0.5)
+    return network
+
+
+def normed(network):
+    nn.utils.weight_norm(_first(network))
+    return network
+
+
+def _first(network):
+    return next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (pruned, "makes its weight before each forward"),
+        (normed, "makes its weight before each forward"),
+        (torch.compile, "is what torch.compile gave"),
+        (partial(torch.jit.trace, example_inputs=torch.zeros(1, 3, 8, 8)), "TorchScript"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_has_no_layers_to_replace_is_refused(network, change, text):
+    other = change(copy.deepcopy(network).eval())
+    for call in (synq.inspect, synq.quantize):
+        given = {"image_shape": INPUT["image_shape"]} if call is synq.inspect else INPUT
+        for classes in ({}, {"classes": 3}):
+            assert text in refusal(call, other, **given, **classes)
 
 
 @pytest.mark.parametrize(

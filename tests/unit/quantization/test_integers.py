@@ -212,3 +212,37 @@ def test_a_packed_student_of_everything_is_the_same(bits, weights):
     other, _ = student_of(Everything, bits, settled=False, weights=weights)
     other.load_state_dict(unpack(*pack(student)), strict=False)
     assert torch.equal(other(images), student(images))
+
+
+class Dead(nn.Module):
+    """A channel of (nearly) no weights, whose BatchNorm says what it is all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.out = nn.Linear(8, 10)
+
+    def forward(self, images):
+        x = F.relu(self.bn1(self.conv1(images)))
+        return self.out(F.relu(self.bn2(self.conv2(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4)])
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1e-9, 1e-6, 1e-3])
+def test_a_channel_of_vanishing_weights_keeps_what_batchnorm_adds(bits, size):
+    student, images = student_of(Dead, bits, settled=False)
+    with torch.no_grad():
+        student.conv2.weight[0] *= size
+        norm = student.bn2
+        norm.weight[0], norm.bias[0] = 1.0, 2.0
+        norm.running_mean[0], norm.running_var[0] = 0.0, 1e-30
+        wanted = student(images)
+    settle_biases(student, SHAPE)
+    with torch.no_grad():
+        found = student(images)
+    assert student.bn2.bias[0].item() == pytest.approx(2.0, abs=0.02)
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+    seen = run(exported(student), images)
+    # A rounding at a border moves a code of the last sum.
+    assert (seen - found).abs().max() < 0.02 * found.abs().max()

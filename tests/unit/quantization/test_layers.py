@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from synq.models.build import build, frozen
 from synq.quantization.activations import QUANTIZABLE
 from synq.quantization.affine import fake_quantize, grid_of_range
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import activation_quantizers, packed_bytes, quantize
+from synq.quantization.convert import (
+    activation_quantizers,
+    packed_bytes,
+    quantize,
+    weight_quantizers,
+)
 from synq.quantization.layers import swap_channels
 from synq.quantization.quantizers import Recipe
 
@@ -234,3 +240,51 @@ def test_a_network_is_quantized_calibrated_and_takes_a_step(make):
     assert weights
     assert all(gradient is not None for gradient in weights)
     assert sum(float(gradient.abs().sum()) for gradient in weights) > 0
+
+
+class Held(nn.Module):
+    """Layers in a plain list, with hooks, with attributes of their own, as a bound method."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.out = nn.Linear(8, 5)
+        self.relu = nn.ReLU()
+        self.stages = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
+        self.conv2.gain = 2.0
+        self.conv2.register_forward_hook(_tripled)
+        self.heads = {"out": self.out}
+
+    def forward(self, images):
+        for conv, norm in self.stages:
+            images = self.relu(norm(conv(images) * getattr(conv, "gain", 1.0)))
+        return self.heads["out"](images.mean((2, 3)))
+
+
+def _tripled(module, args, output):
+    return 3 * output
+
+
+def test_what_else_is_held_hung_on_or_written_on_a_layer_stays():
+    torch.manual_seed(0)
+    teacher = frozen(Held())
+    images = torch.randn(16, 3, 12, 12)
+    fine, coarse = (
+        quantize(copy.deepcopy(teacher), Recipe(bits, 8), (3, 12, 12)).eval() for bits in (8, 2)
+    )
+    wanted = teacher(images)
+    for student in (fine, coarse):
+        calibrate(student, [images], Calibration(range_estimator="minmax"))
+        rounded = dict.fromkeys(weight_quantizers(student), 0)
+        for name, layer in weight_quantizers(student).items():
+            layer.weight_quantizer.register_forward_hook(partial(_count, rounded, name))
+        student(images)
+        assert rounded == {"conv1": 1, "conv2": 1, "out": 1}
+    assert (fine(images) - wanted).abs().max() < 0.03 * wanted.abs().max()
+    assert (coarse(images) - wanted).abs().max() > 0.1 * wanted.abs().max()
+    assert type(teacher.conv1) is nn.Conv2d
+
+
+def _count(counts, name, module, args, output):
+    counts[name] += 1

@@ -223,6 +223,18 @@ class Spare(nn.Module):
         return self.layers(images).flatten(1)
 
 
+def test_layers_may_share_a_weight():
+    def shared():
+        first, second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        second.weight = first.weight
+        layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), first, nn.ReLU(), second, nn.AdaptiveAvgPool2d(1)]
+        return nn.Sequential(*layers, nn.Flatten()), (3, 12, 12)
+
+    student, images = student_of(shared, (4, 8))
+    found = run(onnx_ir.to_proto(to_onnx(student, (3, 12, 12), {})), images)
+    assert torch.allclose(found, student(images), atol=1e-3)
+
+
 def test_layers_that_the_forward_does_not_call_are_left_out():
     student, _ = student_of(lambda: (Spare(), (3, 8, 8)), (4, 8))
     exported = onnx_ir.to_proto(to_onnx(student, (3, 8, 8), {}))

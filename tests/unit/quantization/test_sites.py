@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import onnx_ir
@@ -360,6 +361,16 @@ def test_copies_and_pickles_have_sites_of_their_own(unit):
     again = quantize(made(unit), Recipe(4, 4), SHAPE).eval()
     again.load_state_dict(student.state_dict())
     assert torch.equal(again(IMAGES), wanted)
+
+
+@pytest.mark.parametrize("unit", SITES)
+def test_forwards_in_several_threads_do_not_meet(unit):
+    student = student_of_net(made(unit))
+    images = torch.randn(4, *SHAPE)
+    wanted = student(images)
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: student(images), range(40))]
+    assert all(torch.equal(own, wanted) for own in found)
 
 
 def test_an_exception_leaves_no_mode_and_no_count():
