@@ -15,7 +15,7 @@ from synq.config.model import Model
 from synq.config.synthesis import Synthesis
 from synq.errors import ConfigError, DataError, ModelError, reason
 from synq.io.shards import ImageSet
-from synq.models.judgement import Synthesized
+from synq.models.judgement import together
 from synq.models.outputs import count_classes
 from synq.models.structure import check_own
 from synq.models.teacher import Teacher, check_classes, held_teacher
@@ -85,7 +85,7 @@ def image_set_of(
         made = [drawn(network, images, classes, seed, settings) for classes in shards]
     else:
         made = [synthesized(network, classes, seed, settings) for classes in shards]
-    whole = Synthesized(*(torch.cat(tensors) for tensors in zip(*made, strict=True)))
+    whole = together(made)
     return ImageSet(*whole, network.mean, network.std)
 
 

@@ -1,5 +1,6 @@
 """What a teacher thinks of images: how difficult each one is."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,11 @@ class Synthesized(NamedTuple):
     images: Tensor
     labels: Tensor
     confidence: Tensor
+
+
+def together(parts: Iterable[Synthesized]) -> Synthesized:
+    """Several parts as one, in their order."""
+    return Synthesized(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def judged(teacher: nn.Module, images: Tensor, labels: Tensor) -> Synthesized:

@@ -10,7 +10,7 @@ from synq.data.refit import refitted
 from synq.errors import ConfigError
 from synq.io.hdf5 import refusing
 from synq.io.shards import REMEDY, ShardSet, open_shard, write_shard
-from synq.models.judgement import Synthesized, judged
+from synq.models.judgement import Synthesized, judged, together
 from synq.models.teacher import Teacher, check_classes, read_teacher
 from synq.runtime.process import prepare, versions
 
@@ -68,4 +68,4 @@ def borrowed(
     for rows in torch.arange(len(images)).split(BATCH):
         own = refitted(images[rows], mean, std, network.mean, network.std, size)
         parts.append(judged(network.model, own, labels[rows]))
-    return Synthesized(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    return together(parts)

@@ -9,7 +9,7 @@ from synq.config.images import RealImages
 from synq.data.datasets import Images, normalise
 from synq.errors import DataError
 from synq.io.shards import write_shard
-from synq.models.judgement import Synthesized, judged
+from synq.models.judgement import Synthesized, judged, together
 from synq.models.teacher import Teacher, check_classes, read_teacher, shard_record
 from synq.runtime.process import generator_for, prepare
 from synq.stages.real_images import training_set
@@ -54,4 +54,4 @@ def drawn(
     labels = images.labels[indices]
     batches = zip(pixels.split(BATCH), labels.split(BATCH), strict=True)
     parts = [judged(network.model, *batch) for batch in batches]
-    return Synthesized(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    return together(parts)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from synq.config.synthesis import Synthesis
 from synq.data.augment import crop_and_flip
 from synq.data.lowpass import blur_transfer, lowpass
-from synq.models.judgement import Synthesized, judged
+from synq.models.judgement import Synthesized, judged, together
 from synq.synthesis import losses
 from synq.synthesis.canvas import canvas_of, descend
 from synq.synthesis.conditional import conditional_images
@@ -64,7 +64,7 @@ def synthesize(
     batches = [
         judged(teacher, filtered(images), part) for images, part in zip(made, parts, strict=True)
     ]
-    return Synthesized(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+    return together(batches)
 
 
 def optimise(
