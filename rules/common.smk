@@ -19,17 +19,17 @@ from synq.config.cost import Limits, finetune_threads, told
 from synq.config.fields import flags
 from synq.config.gpus import visible_gpus
 from synq.config.jobs import listed
-from synq.config.model import MODEL_SETTINGS
 from synq.config.needs import misfits, needs
 from synq.config.places import lacking
 from synq.config.plan import plan, shard_classes
-from synq.config.provenance import ZOOS, Provenance
+from synq.config.provenance import FILES, ZOOS, Provenance
 from synq.config.reasons import reasons
+from synq.config.repeated import repeated
 from synq.errors import UserError
 
 
 def misread():
-    """A line where the command line was not read as it was meant."""
+    """A line where the command line or a file was not read as it was meant."""
     given = [word.partition("=")[0] for word in sys.argv]
     if sum(word in ("--configfile", "--configfiles") for word in given) > 1:
         return (
@@ -41,7 +41,7 @@ def misread():
             "a result is read as a config file; write -- before the targets: "
             "--configfile a.yaml -- TARGET"
         )
-    return ""
+    return repeated([CONFIG, *workflow.overwrite_configfiles])
 
 
 if misread():
@@ -85,8 +85,6 @@ LOGS = f"{RESULTS}/{layout.LOGS}"
 BENCHMARKS = f"{RESULTS}/{layout.BENCHMARKS}"
 ENVIRONMENT = "../envs/synq.yaml"
 RUNS = list(PLAN.runs())
-# Sources of models that the user's own files are of.
-FILES = [source for source, read in MODEL_SETTINGS.items() if read.get("sha256")]
 RUN = layout.RUN
 SHARD = f"{layout.IMAGES}/{{shard}}"
 

@@ -14,8 +14,9 @@ from synq.config.model import MODEL_SETTINGS, PLACES
 from synq.config.plan import MODEL_STAGES, Plan
 from synq.config.recorded import recorded
 
-# Sources of models whose files come from a zoo by their names.
+# Sources of models whose files come from a zoo by their names, and of those with a file of the user's.
 ZOOS = [source for source, read in MODEL_SETTINGS.items() if "mirror" in read]
+FILES = [source for source, read in MODEL_SETTINGS.items() if read.get("sha256")]
 
 
 class Provenance:
@@ -62,9 +63,14 @@ class Provenance:
         """What a job's result depends on, of the same settings: those not at their baseline."""
         found: list[str] = []
         for section, settings in self.groups(stage, model, name):
+            silent = {*PLACES}
+            if getattr(settings, "source", "") in FILES:
+                silent.add("weights")  # a file's SHA-256 is recorded, wherever the file is
             # The order of folders, or what the file of an export has in it: nothing else.
             named = stage == "export" or getattr(settings, "dataset", "") == "folder"
-            found += recorded(section, settings, without=PLACES if named else (*PLACES, "names"))
+            if not named:
+                silent.add("names")
+            found += recorded(section, settings, without=silent)
             names: tuple[str, ...] = getattr(settings, "names", ())
             if named and len(names) == 1:
                 found.append(f"{section}.names holds {file_digest(names[0])}")

@@ -228,6 +228,7 @@ def test_what_changes_no_result_remakes_nothing(workflow: Workflow) -> None:
     for path in (TEACHER, f"{HARD}/classes-0000-0004.h5"):
         os.utime(workflow.root / path)  # touched, with the same content
     overlay = """
+    models: {digits-resnet20: {weights: where/the/same/file/is/now.safetensors}}
     image_sets: {unused: {target: labels}}
     methods: {unused: {images: unused, text: not in the grid, finetune: {epochs: 3}}}
     """
@@ -354,8 +355,12 @@ def test_shards_are_named_after_their_classes(workflow: Workflow) -> None:
         ),
         ("grid: {bits: [w9a4]}", "grid.bits[0] is 'w9a4'; weights of 9 bits"),
         ("grid: {methods: [sinq]}", "grid.methods names 'sinq'; did you mean synq?"),
+        (
+            "grid: {bits: [w4a4],\n bits: [w2a2]}",
+            "OVERLAY: grid.bits stands in lines 1 and 2, and the first one is not read",
+        ),
     ],
-    ids=["key", "section", "number", "bits", "method"],
+    ids=["key", "section", "number", "bits", "method", "twice"],
 )
 def test_a_mistake_in_the_config_is_one_line(
     clone: Workflow, overlay: str, message: str, tmp_path: Path
@@ -364,6 +369,7 @@ def test_a_mistake_in_the_config_is_one_line(
     ran = workflow.run(overlay=overlay)
     assert ran.returncode == 2, ran.stdout
     lines = ran.stdout.strip().splitlines()
+    message = message.replace("OVERLAY", str(workflow.root / "overlay.yaml"))
     assert lines[-1].startswith(f"config error: {message}")
     assert sum("error" in line.lower() for line in lines) == 1
     assert "Traceback" not in ran.stdout

@@ -60,6 +60,18 @@ def test_a_setting_reaches_its_stage_and_those_after_it(changes, reached):
     assert tuple(stage for stage in STAGES if before[stage] != after[stage]) == reached
 
 
+def test_a_file_of_weights_counts_by_its_content():
+    def recorded(**more):
+        own = {**CONFIG["models"][DIGITS], **more}
+        provenance = Provenance(planned(models={DIGITS: own}))
+        assert own["weights"] in provenance.flags("model", DIGITS)
+        return provenance.record("model", DIGITS), parameters(provenance)
+
+    before = recorded()
+    assert recorded(weights="moved/elsewhere.pth") == before
+    assert recorded(sha256="0" * 64) != before
+
+
 @pytest.mark.parametrize(
     ("dataset", "reached"),
     [("folder", ("test", "images", "export")), ("arrays", ("export",)), ("digits", ("export",))],
