@@ -14,7 +14,7 @@ from synq.config.model import MODEL_SETTINGS, PLACES
 from synq.config.plan import MODEL_STAGES, Plan
 from synq.config.recorded import recorded
 
-# Sources of models whose files come from a zoo by their names, and of those with a file of the user's.
+# Sources of models whose files come from a zoo by their names, and those with files of the user's.
 ZOOS = [source for source, read in MODEL_SETTINGS.items() if "mirror" in read]
 FILES = [source for source, read in MODEL_SETTINGS.items() if read.get("sha256")]
 
