@@ -6,6 +6,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
 
@@ -117,7 +118,7 @@ def factory_file(module: str) -> Path | None:
 def imported(tree: ast.AST) -> set[str]:
     """Names below the package that a syntax tree imports, e.g. ``{"losses", "stages.train"}``."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names |= {
                 a.name.removeprefix("synq.") for a in node.names if a.name.startswith("synq.")
@@ -159,13 +160,25 @@ def _read(text: str) -> tuple[str, frozenset[str]]:
 def _tree(text: str) -> ast.Module:
     """The syntax tree of a module without docstrings and without the texts of raised errors."""
     tree = ast.parse(text)
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             body[0] = ast.Expr(ast.Constant(None))
         if isinstance(node, ast.Raise) and _is_error(node.exc):
             node.exc.args, node.exc.keywords = [], []
     return tree
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All statements below a node, itself included: a tenth of the nodes that ``ast.walk`` gives.
+
+    Handlers of exceptions and cases of a match are among them, for they have statements.
+    """
+    waiting = [tree]
+    while waiting:
+        yield (node := waiting.pop())
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            waiting += getattr(node, name, ())
 
 
 def _is_error(node: ast.expr | None) -> TypeGuard[ast.Call]:

@@ -29,7 +29,16 @@ from synq.quantization.activations import (
     spoken,
 )
 from synq.quantization.quantizers import Recipe
-from synq.quantization.sites import FORWARD, Calls, Listing, Scope, Site, list_calls, opaque
+from synq.quantization.sites import (
+    FORWARD,
+    Calls,
+    Listing,
+    Scope,
+    Site,
+    list_calls,
+    opaque,
+    site_name,
+)
 
 # What reads a tensor: a layer, whose input may get a grid of its own; a step that the kernel before
 # it does at once; anything else that an integer engine computes; what is not known.
@@ -48,11 +57,13 @@ class Value:
 
     ``kind`` is image, activation, the name of an operation, or other; ``site`` is where it can be
     quantized, ``readers`` the kinds of what reads it. ``parts`` are those of a concatenation.
+    ``names`` are what its quantizer is called: by the call, or by the module that is called once.
     It is made of ``sources`` at the time ``born``, and read for the last time at ``last``.
     """
 
     kind: str
     site: Site | None = None
+    names: tuple[str, ...] = ()
     readers: list[str] = field(default_factory=list)
     parts: list["Value"] = field(default_factory=list)
     elements: int = 0
@@ -63,10 +74,9 @@ class Value:
 
     def bits(self, recipe: Recipe) -> int:
         """The width of its grid; 32 where it is on none."""
-        if self.kind == "activation":
-            return recipe.activation_bits
-        if self.added:
-            return recipe.sum_bits
+        if self.kind == "activation" or self.added:
+            kept = next(filter(None, map(recipe.kept, self.names)), 0)
+            return kept or (recipe.sum_bits if self.added else recipe.activation_bits)
         if self.parts:
             return max(part.bits(recipe) for part in self.parts)
         return FLOAT
@@ -89,10 +99,22 @@ class Value:
 
     def stored_bits(self, recipe: Recipe) -> int:
         """The width at which it is written down: what layers alone read has their width."""
-        bits = self.bits(recipe)
-        if set(self.readers) <= {STEP, LAYER} and recipe.scope != "calls":
-            return min(bits, recipe.sum_bits if self.kind == "image" else recipe.activation_bits)
-        return bits
+        if set(self.readers) <= {STEP, LAYER}:
+            return self.read_bits(recipe)
+        return self.bits(recipe)
+
+    def read_bits(self, recipe: Recipe, layer: str = "") -> int:
+        """The width at which the layer of this name reads it: its own input's, where it has one."""
+        if not self.rounded_again(recipe):
+            return self.bits(recipe)
+        own = recipe.sum_bits if self.kind == "image" else recipe.activation_bits
+        return recipe.kept(f"{layer}.input") or own
+
+    def rounded_again(self, recipe: Recipe) -> bool:
+        """Whether a layer that reads it has a quantizer of its input."""
+        alike = replace(recipe, keep=None)
+        finer = self.kind == "image" or self.bits(alike) > recipe.activation_bits
+        return recipe.scope != "calls" and finer
 
 
 class LayerCall(NamedTuple):
@@ -142,17 +164,20 @@ class Flow(Listing):
         self._reading(sources)  # whatever was read inside
         if any(opaque(running) for _, running in self.running) or not _feature(output):
             return
+        key = f"{FORWARD}/{self.counts.get(name, {}).get(FORWARD, 1) - 1}"
         if type(module) in QUANTIZABLE:
             self._note(sources, STEP if type(module) in CLIPPING else OPERATION)
-            self._is(output, Value("activation"))
+            self._is(output, Value("activation", names=(site_name(name, key), name)))
         else:
             self._note(sources, OPERATION)
-            index = self.counts.get(name, {}).get(FORWARD, 1) - 1
-            site = Site(module, f"{FORWARD}/{index}", type(module).__name__, added=True)
-            self._is(output, Value("gate", site if type(module) in GATES else None))
+            site = Site(module, key, type(module).__name__, added=True)
+            kind = site if type(module) in GATES else None
+            self._is(output, Value("gate", kind, (site_name(name, key),)))
 
     def called(self, caller: nn.Module, key: str, func: Any, args: Any, kwargs: Any) -> Any:
         self._look_for_overwritten([args, kwargs])
+        path = self.running[-1][0] if self.running else ""
+        names = (site_name(path, key),)
         sources = self._read([args, kwargs])
         if func in FUNCTIONS and activation(func, args, kwargs):
             before = len(self.sites)
@@ -160,7 +185,7 @@ class Flow(Listing):
             if len(self.sites) > before:
                 clips = key.startswith(CLIPS)
                 self._note(sources, STEP if clips else OPERATION)
-                value = Value("activation")
+                value = Value("activation", names=names)
                 self._is(result, value)
                 given = args[0] if args else kwargs["input"]
                 if id(given) in self._given:
@@ -175,10 +200,9 @@ class Flow(Listing):
         if not _feature(result):
             self._note(sources, OTHER)
             return result
-        value = Value(name, Site(caller, key, name, added=True))
+        value = Value(name, Site(caller, key, name, added=True), names)
         if name in LAYERS and sources:
             self._note(sources, LAYER)
-            path = self.running[-1][0]
             self.layers.append(
                 LayerCall(caller, path, sources[0][0], _products(caller, result, args))
             )
@@ -271,10 +295,9 @@ def list_scope(model: nn.Module, image_shape: tuple[int, int, int], recipe: Reci
                 value.added = True
                 calls.sites.append(value.site)
     for call in flow.layers:
-        if call.input.kind == "image":
-            calls.inputs[call.module] = True
-        elif call.input.bits(recipe) > recipe.activation_bits:
-            calls.inputs[call.module] = False
+        if call.input.rounded_again(recipe):
+            image = call.input.kind == "image"
+            calls.inputs[call.module] = calls.inputs.get(call.module, False) or image
     return calls
 
 
@@ -325,10 +348,7 @@ def work_of(
         value.added = everything and value.written
     layers: dict[str, tuple[str, int, int, int]] = {}
     for call in flow.layers:
-        bits = call.input.bits(recipe)
-        if recipe.scope != "calls":
-            image = call.input.kind == "image"
-            bits = min(bits, recipe.sum_bits if image else recipe.activation_bits)
+        bits = call.input.read_bits(recipe, call.name)
         before = layers.get(call.name, (call.name, 0, 0, 0))
         weight = weight_bits.get(call.name, FLOAT)
         layers[call.name] = (

@@ -1,6 +1,7 @@
 """Which tensors the wider scopes quantize, told from one forward."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,12 @@ from synq.config.calibration import Calibration
 from synq.errors import ModelError
 from synq.models.build import frozen
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import activation_quantizers, quantize, weight_quantizers
+from synq.quantization.convert import (
+    activation_quantizers,
+    quantize,
+    quantized_names,
+    weight_quantizers,
+)
 from synq.quantization.dataflow import work_of
 from synq.quantization.quantizers import Recipe
 from synq.reporting.inspection import inspect_model
@@ -193,6 +199,41 @@ def test_bit_operations_are_counted_by_hand():
     assert everything.peak_bytes < everything.activation_bytes
     with pytest.raises(ModelError, match="needs the shape of an image"):
         quantize(Two(), Recipe(4, 4, scope="inputs"))
+
+
+@pytest.mark.parametrize(
+    ("scope", "keep", "read"),
+    [
+        ("calls", {}, [32, 3, 3, 32]),
+        ("calls", {"relu": 6}, [32, 6, 3, 32]),
+        ("calls", {"relu": 32, "relu/0": 5}, [32, 32, 5, 32]),
+        ("inputs", {"relu": 6, "last.input": 7}, [8, 6, 3, 7]),
+        ("inputs", {"first.input": 32}, [32, 3, 3, 3]),
+        ("everything", {"add/0": 4, "relu/0": 2}, [8, 3, 2, 3]),
+    ],
+)
+def test_what_layers_read_has_the_width_that_it_is_kept_at(scope, keep, read):
+    class Four(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+            self.relu, self.third = nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)
+            self.last = nn.Linear(4, 5)
+
+        def forward(self, images):
+            x = self.relu(self.first(images))
+            y = self.third(F.relu(self.second(x)))
+            return self.last((x + y).mean((2, 3)))
+
+    recipe = Recipe(4, 3, scope=scope, keep=keep or None)
+    work = work_of(frozen(Four()), SHAPE, recipe, {})
+    assert [bits for *_, bits in work.layers] == read
+    # The names are those of the student's own quantizers.
+    recipe.resolved(quantized_names(quantize(frozen(Four()), replace(recipe, keep=None), SHAPE)))
+    alike = work_of(frozen(Four()), SHAPE, replace(recipe, keep=None), {})
+    if scope == "everything":  # the sum of 4 x 10 x 10 is in memory at 4 bits and not at 8, ...
+        saved = 4 * 10 * 10 * (8 - 4 + 3 - 2)  # ... and the second activation at 2, not 3
+        assert alike.activation_bytes - work.activation_bytes == saved // 8
 
 
 def test_what_a_sum_still_reads_is_in_memory_until_then():
