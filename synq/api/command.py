@@ -1,5 +1,6 @@
 """``synq quantize``: one run without a config, from a function that returns the network."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,11 @@ def quantize_factory(
         note = load_weights(model, read_weights(weights), str(weights))
         if note:
             print(note)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is no folder; output names the folder to write into")
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is no folder; output names the folder to write into")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"{there} cannot be written; output names the folder to write into")
     if test is not None:
         changes["test"] = {"dataset": "folder", **changes.get("test", {}), "path": str(test)}
     result = quantize(

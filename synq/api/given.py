@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from synq.data.rows import evenly_spread
@@ -41,15 +42,22 @@ def checked(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The same in float32; DataError where a batch is not of what the network takes and names."""
     for batch in batches:
-        if not (isinstance(batch, Sequence) and len(batch) == 2):
-            raise DataError("test gives batches that are no pairs of images and labels")
+        pair = isinstance(batch, Sequence) and len(batch) == 2
+        if not (pair and all(isinstance(part, Tensor) for part in batch)):
+            raise DataError("test gives batches that are no pairs of tensors, images and labels")
         images, labels = batch
-        right = isinstance(images, Tensor) and isinstance(labels, Tensor)
-        if not right or images.shape[1:] != network.image_shape or len(labels) != len(images):
+        if not len(images):
+            continue
+        if images.shape[1:] != network.image_shape or labels.shape != (len(images),):
             raise DataError(
-                f"test gives batches of {list(getattr(images, 'shape', []))} with labels "
-                f"{list(getattr(labels, 'shape', []))}, not of [n, "
-                f"{', '.join(map(str, network.image_shape))}] with labels [n]"
+                f"test gives batches of {list(images.shape)} with labels {list(labels.shape)}, "
+                f"not of [n, {', '.join(map(str, network.image_shape))}] with labels [n]"
+            )
+        whole = not labels.is_floating_point() and labels.dtype != torch.bool
+        if not (images.is_floating_point() and bool(images.isfinite().all()) and whole):
+            raise DataError(
+                f"test gives {_kind(images)} images with {_kind(labels)} labels; write finite "
+                "floats, normalised as the network takes them, and the numbers of the classes"
             )
         if int(labels.min()) < 0 or int(labels.max()) >= network.classes:
             raise DataError(
@@ -57,3 +65,8 @@ def checked(
                 f"{network.classes - 1}"
             )
         yield images.float(), labels.long().cpu()
+
+
+def _kind(values: Tensor) -> str:
+    kind = str(values.dtype).removeprefix("torch.")
+    return kind if bool(values.isfinite().all()) else f"{kind} (NaN or infinite)"

@@ -1,6 +1,5 @@
 """The caller's network as a teacher, and its images."""
 
-import copy
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from synq.errors import ConfigError, DataError, ModelError, reason
 from synq.io.shards import ImageSet
 from synq.models.judgement import together
 from synq.models.outputs import count_classes
-from synq.models.structure import check_own
+from synq.models.structure import check_own, copied
 from synq.models.teacher import Teacher, check_classes, held_teacher
 from synq.models.weights import check_numbers
 from synq.stages.borrow import borrowed
@@ -51,9 +50,9 @@ def _counted(model: nn.Module, image_shape: Sequence[int]) -> int:
     check_numbers(model, name_of(model))  # or it would fail for a reason that misleads
     generator = torch.Generator().manual_seed(0)
     images = torch.rand((2, channels, size, size), generator=generator)
+    # The caller's own network stays as it is, statistics and all.
+    network = copied(model, name_of(model)).eval()
     try:
-        # The caller's own network stays as it is, statistics and all.
-        network = copy.deepcopy(model).cpu().eval()
         with torch.no_grad():
             output = network(images)
     except Exception as error:  # a network's own code raises whatever it likes
@@ -61,13 +60,18 @@ def _counted(model: nn.Module, image_shape: Sequence[int]) -> int:
             f"{name_of(model)} fails for images of {shape} ({reason(error)}); "
             "is that the image_shape it was made for?"
         ) from None
-    count = count_classes(output, len(images))
-    if not count:
+    counts = count_classes(output, len(images))
+    if not counts:
         raise ModelError(
             f"{name_of(model)} gives no logits [2, classes] for 2 images of {shape}; "
             "is it an image classifier?"
         )
-    return count
+    if len(counts) > 1:
+        raise ModelError(
+            f"{name_of(model)} gives several outputs, of {' and '.join(map(str, counts))} numbers "
+            "an image, and none is called logits; give classes"
+        )
+    return counts[0]
 
 
 def teacher_of(model: nn.Module, settings: Model, name: str, device: torch.device) -> Teacher:

@@ -143,6 +143,7 @@ class Result:
             f"{what} on {measured.images:,} {on} images: {numbers}",
             f"size: {size}, {full / 1000:,.1f} kB in full precision",
         ]
+        lines += [f"logits: {change}" for change in found["output"]]
         if measured.warning:
             lines.append(f"warning: {measured.warning.replace('the teacher', 'the network')}")
         lines += [f"warning: {remark}" for remark in diverged(record)]

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from synq.api.settings import Run, image_settings, run_settings
 from synq.config.images import RealImages
 from synq.config.model import Model
 from synq.data.datasets import Images
+from synq.data.names import class_names
 from synq.errors import ArtifactError, ConfigError, DataError, ModelError
 from synq.finetuning.reconstruction import reconstruct
 from synq.finetuning.training import Progress, finetune
@@ -116,7 +118,10 @@ def quantize(
         network = teacher_of(model, settings, name, target)
         found = _fitting(model, settings, network.name, run, given=images is not None)
         given = None if images is None else images_for(network, images)
+        class_names(run.test, network.classes)  # the ONNX file has them, much later
         tests = _test_images(network, run) if batches is None else None
+        for _ in islice(checked(batches or (), network), 1):
+            pass  # a batch that does not fit is told before the work
         seconds: dict[str, float] = {}
         with _timed(seconds, "images"):
             own = given or image_set_of(network, run.shards, seed, run.images)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from numbers import Integral
 from typing import Any
 
 import yaml
@@ -162,13 +163,14 @@ def described(
 def input_size(image_shape: Sequence[int]) -> tuple[int, int]:
     """Channels and side of the square images of a shape ``(C, H, W)``."""
     shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
-    whole = len(shape) == 3 and all(type(length) is int and length > 0 for length in shape)
+    whole = len(shape) == 3 and all(isinstance(length, Integral) for length in shape)
+    whole = whole and all(length > 0 and length is not True for length in shape)
     if not whole or shape[1] != shape[2]:
         raise ConfigError(
             f"image_shape is {image_shape!r}; write (channels, height, width) of square images, "
             "such as (3, 224, 224)"
         )
-    return shape[0], shape[1]
+    return int(shape[0]), int(shape[1])
 
 
 def name_of(model: object) -> str:

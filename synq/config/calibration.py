@@ -124,6 +124,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         kept_bits(self.keep_bits)
+        if self.ends_bits == 1:
+            raise ConfigError("ends_bits is 1; write 2 to 8, or 0 for those of all others")
         if self.budget and self.average_bits:
             raise ConfigError("budget and average_bits are both given; leave one of them out")
         if self.budget:

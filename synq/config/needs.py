@@ -44,6 +44,9 @@ def _of_runs(plan: Plan, model: str, method: str) -> list[str]:
     calibration = plan.settings("calibration", model, method=method)
     finetune = plan.settings("finetune", model, method=method)
     budget = calibration.budget
+    # Some layers may have fewer bits of their own.
+    own = [calibration.ends_bits, *kept_bits(calibration.keep_bits).values()]
+    least = min([*calibration.widths, *filter(None, own)])
     trained, aligned = finetune.epochs > 0, finetune.cam != "off" and finetune.cam_weight > 0
     wanted = {
         "finetune.cam": finetune.cam if trained and aligned else "",
@@ -53,7 +56,7 @@ def _of_runs(plan: Plan, model: str, method: str) -> list[str]:
         "calibration.range_source": (
             "generator" if calibration.range_source == "generator" else ""
         ),
-        "calibration.budget": f"{budget}{_FROM}{min(calibration.widths)}" if budget else "",
+        "calibration.budget": f"{budget}{_FROM}{least}" if budget else "",
     }
     named = [f"{setting}={value}" for setting, value in wanted.items() if value]
     # What a wider scope adds has names that others have not.

@@ -5,6 +5,7 @@ of the config, the model's own section of that stage, the image set's or the met
 """
 
 import dataclasses
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -361,7 +362,8 @@ def _results(value: Any) -> str:
         )
     if len(value) > LONGEST:
         raise ConfigError(f"results is a path of {len(value)} characters, of at most {LONGEST}")
-    return value.rstrip("/") or "/"
+    # One name for each folder: under another one Snakemake knows nothing of what is there.
+    return os.path.normpath(value)
 
 
 def _name(name: str, where: str) -> str:

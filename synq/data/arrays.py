@@ -1,5 +1,6 @@
 """Images and labels as arrays in one file: .npz, or HDF5, as people exchange small data sets."""
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from synq.errors import DataError, reason
 
-HDF5 = {".h5", ".hdf5", ".hdf"}
+# As many images tell whether whole numbers of 16 bits are those of 8.
+SEEN = 200
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ def names(split: str) -> list[tuple[str, str]]:
 def read_arrays(path: Path, split: str, channels: int) -> Arrays:
     """The arrays ``images`` and ``labels``, or those of the split, as ``names`` lists them.
 
-    Images are ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]``, whole numbers of 0 to 255 or
-    floats of 0 to 1; labels are whole numbers, ``[N]`` or ``[N, 1]``. HDF5 images are read a batch
-    at a time. Raises DataError where the file is something else.
+    Images are ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]``, uint8, uint16 to its largest
+    value, or floats of 0 to 1; labels are whole numbers, ``[N]`` or ``[N, 1]``. HDF5 images are
+    read a batch at a time. Raises DataError where the file is something else.
     """
     content = _open(path)
     for image_name, label_name in names(split):
@@ -55,8 +57,10 @@ def read_arrays(path: Path, split: str, channels: int) -> Arrays:
         raise DataError(f"{path} has {len(images)} images and {labels.size} labels")
     if not numpy.issubdtype(labels.dtype, numpy.integer) or labels.min() < 0:
         raise DataError(f"{path}:{label_name} holds no class numbers (whole numbers from 0 on)")
-    if images.dtype.kind not in "fu":
+    if images.dtype.kind != "f" and images.dtype not in (numpy.uint8, numpy.uint16):
         raise DataError(f"{place} is of type {images.dtype}; write uint8, or floats of 0 to 1")
+    if images.dtype == numpy.uint16 and numpy.max(images[:: -(-len(images) // SEEN)]) <= 255:
+        raise DataError(f"{place} is uint16, and no value is above 255; write uint8")
 
     def read(indices: Tensor) -> Tensor:
         # HDF5 takes ascending positions alone.
@@ -73,8 +77,12 @@ def read_arrays(path: Path, split: str, channels: int) -> Arrays:
 
 
 def _open(path: Path) -> Mapping[str, Any]:
+    # By what they hold: nobody is bound to a suffix.
+    hdf5 = path.is_file() and h5py.is_hdf5(path)
+    if path.is_file() and not hdf5 and not zipfile.is_zipfile(path):
+        raise DataError(f"{path} cannot be read as .npz or HDF5 (it is neither)")
     try:
-        if path.suffix.lower() in HDF5:
+        if hdf5:
             file = h5py.File(path, "r")
             return {name: data for name, data in file.items() if isinstance(data, h5py.Dataset)}
         with numpy.load(path, allow_pickle=False) as file:

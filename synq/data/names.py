@@ -29,10 +29,19 @@ def class_folders(root: Path, given: Sequence[str] = ()) -> list[str]:
     """The folders of a data set, one a class, in the order of their numbers; no hidden ones.
 
     Where the ``given`` names of the classes are exactly those of the folders, their order is that
-    of the names, which is the network's. Or else it is the alphabet's.
+    of the names, which is the network's. Or else it is the alphabet's; DataError where some are and
+    others are not, so that nobody can tell.
     """
     found, names = sorted(folders(root)), _given(given)
-    return names if sorted(names) == found else found
+    if sorted(names) == found:
+        return names
+    if {*names} & {*found}:
+        more, less = sorted({*found} - {*names}), sorted({*names} - {*found})
+        raise DataError(
+            f"{root} has {', '.join(more[:3]) or 'no other folder'}, and the names of the classes "
+            f"{', '.join(less[:3]) or 'some twice'}; write the folders' names, or others for all"
+        )
+    return found
 
 
 def _given(names: Sequence[str]) -> list[str]:

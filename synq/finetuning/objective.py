@@ -68,7 +68,8 @@ class Objective:
             self.teacher = opened(teacher, image_shape)
             # Of the student's some may be kept in full precision, and others may be sums.
             own = activation_quantizers(student)
-            self.rounded = [name for name in activation_quantizers(self.teacher) if name in own]
+            called = _called(self.teacher, image_shape)
+            self.rounded = [name for name in called if name in own]
             if not self.rounded:
                 raise ConfigError(
                     "finetune.activation_weight is above 0, and every activation is kept in full "
@@ -224,3 +225,13 @@ def _with_gradient(output: Tensor) -> Tensor:
     if output.requires_grad or not torch.is_grad_enabled():
         return output
     return output.detach().requires_grad_()
+
+
+def _called(network: nn.Module, image_shape: Shape) -> list[str]:
+    """The activations that a forward calls: a network may have modules for its training alone."""
+    seen: dict[str, Tensor] = {}
+    names = activation_quantizers(network)
+    image = torch.zeros(1, *image_shape, device=next(network.parameters()).device)
+    with torch.no_grad(), observing(network, {n: partial(seen.__setitem__, n) for n in names}):
+        network(image)
+    return [name for name in names if name in seen]

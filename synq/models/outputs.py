@@ -63,16 +63,18 @@ def settle(model: nn.Module, images: Tensor, classes: int, name: str) -> Any:
     return output
 
 
-def count_classes(output: Any, images: int) -> int:
-    """How many classes the logits in a network's output have; 0 where it holds no ``[N, K]``.
+def count_classes(output: Any, images: int) -> list[int]:
+    """How many classes the logits in a network's output have; empty where it holds no ``[N, K]``.
 
-    Of several outputs the logits are the entry of that name, or the first of two axes.
+    Of several outputs the logits are the entry of that name; without one they may be any of two
+    axes, and there are several numbers where those are not alike.
     """
     if isinstance(output, Tensor):
-        return output.shape[1] if output.dim() == 2 and len(output) == images else 0
-    entries = sorted(_entries(output), key=lambda entry: entry[0] != "logits")
-    counts = [count_classes(value, images) for _, value in entries if isinstance(value, Tensor)]
-    return next(filter(None, counts), 0)
+        return [output.shape[1]] if output.dim() == 2 and len(output) == images else []
+    entries = [(key, value) for key, value in _entries(output) if isinstance(value, Tensor)]
+    named = [entry for entry in entries if entry[0] == "logits"]
+    counts = [count for _, value in named or entries for count in count_classes(value, images)]
+    return [*dict.fromkeys(counts)]
 
 
 def told(model: nn.Module) -> list[str]:

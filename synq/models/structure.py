@@ -1,11 +1,14 @@
 """What layers a network has: BatchNorm and attention."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
 
-from synq.errors import ModelError
+from synq.errors import ModelError, reason
 
 # What the layer that makes queries, keys and values at once is called: DeiT, Swin and all that
 # follow them; MaxViT.
@@ -60,6 +63,11 @@ def check_own(model: nn.Module, name: str) -> None:
         raise ModelError(
             f"{name} is what torch.compile gave; give the network itself, its _orig_mod"
         )
+    for key, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ModelError(f"{name} has no size of {key} yet; send an image through it first")
+        if parameter.is_meta:
+            raise ModelError(f"{name} has no values in {key}, on the meta device; load them first")
     for path, layer in model.named_modules():
         if type(layer) in CONVOLUTIONS + LINEAR and not isinstance(layer.weight, nn.Parameter):
             raise ModelError(
@@ -68,11 +76,24 @@ def check_own(model: nn.Module, name: str) -> None:
             )
 
 
+def copied(model: nn.Module, name: str) -> nn.Module:
+    """A copy on the CPU; ModelError where there can be none."""
+    try:
+        return copy.deepcopy(model).cpu()
+    except Exception as error:  # what a network holds raises whatever it likes
+        raise ModelError(
+            f"{name} cannot be copied ({reason(error)}); if it keeps what its last forward made, "
+            "let it keep that .detach()ed"
+        ) from None
+
+
 def plain(model: nn.Module) -> nn.Module:
-    """The model with layers of a subclass that computes what ``nn.Linear`` does (timm's own) as
-    such ones, in place: by their type alone they would stay in full precision.
+    """The model with layers of a subclass that computes what ``nn.Linear`` or ``nn.BatchNorm2d``
+    does (timm's own, SyncBatchNorm) as such ones, in place: their type alone tells what they are.
     """
     for module in model.modules():
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # it is, in evaluation
         if (
             isinstance(module, nn.Linear)
             and type(module) not in LINEAR

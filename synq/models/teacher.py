@@ -1,6 +1,5 @@
 """Teachers and students on disk: a checkpoint and everything that is needed to build it again."""
 
-import copy
 import dataclasses
 import json
 import math
@@ -20,6 +19,7 @@ from synq.io.artifacts import checksum, file_sha256, read_checkpoint, write_chec
 from synq.models.build import checked, frozen
 from synq.models.layout import LAYOUTS, arranged, layout_of
 from synq.models.sources import construct
+from synq.models.structure import copied
 from synq.models.weights import load_weights
 from synq.runtime.process import versions
 
@@ -110,9 +110,7 @@ def held_teacher(model: nn.Module, settings: Model, name: str, device: torch.dev
     ``sha256`` is of its state and not of a file. Raises ModelError where it is no such classifier.
     """
     shape = (settings.channels, settings.image_size, settings.image_size)
-    network = checked(
-        lambda: copy.deepcopy(model).cpu(), name, settings.classes, shape[0], shape[1]
-    )
+    network = checked(lambda: copied(model, name), name, settings.classes, shape[0], shape[1])
     state = {key: value.detach().contiguous() for key, value in network.state_dict().items()}
     return Teacher(
         arranged(frozen(network), layout_of(network, shape)).to(device),

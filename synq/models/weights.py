@@ -40,7 +40,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(f"{origin} {what}: {', '.join(names[:3])}{more}")
-    _check_nan(tensors, origin)
+    _check_values(tensors, [name for name, _ in model.named_parameters()], origin)
     # The model's own state knows the version of each module's format; a plain mapping does not.
     wanted.update(tensors)
     model.load_state_dict(wanted)
@@ -53,15 +53,22 @@ def check_numbers(model: nn.Module, name: str) -> None:
         if parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ModelError(f"{name} has {kind} in {key}; make it float32, by network.float()")
-    _check_nan(model.state_dict(), name)
+    _check_values(model.state_dict(), [key for key, _ in model.named_parameters()], name)
 
 
-def _check_nan(tensors: Mapping[str, Tensor], origin: str) -> None:
+def _check_values(tensors: Mapping[str, Tensor], parameters: Collection[str], origin: str) -> None:
+    """ModelError where there are NaN, infinite parameters (a mask may be), or variances below 0."""
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise ModelError(
-                f"{origin} holds NaN in {key}; its training diverged, or it is damaged"
-            )
+        if not tensor.is_floating_point():
+            continue
+        negative = key.endswith("running_var") and bool((tensor < 0).any())
+        infinite = key in parameters and bool(tensor.isinf().any())
+        found = {"NaN": bool(tensor.isnan().any()), "infinity": infinite, "less than 0": negative}
+        for what, there in found.items():
+            if there:
+                raise ModelError(
+                    f"{origin} holds {what} in {key}; its training diverged, or it is damaged"
+                )
 
 
 def _differences(tensors: Collection[str], wanted: Collection[str]) -> tuple[list[str], list[str]]:

@@ -75,6 +75,7 @@ def inspect_model(
     needs: list[str] = []
     student = copy.deepcopy(model)
     _attempt(quantization, lambda: refuse(anatomy))
+    _attempt(quantization, lambda: _check_gradient(model, image_shape))
     _attempt(quantization, lambda: quantize(student, Recipe(WIDTHS[-1], WIDTHS[-1]), image_shape))
     refusals: dict[str, list[str]] = {setting: [] for setting in CHECKS}
     fitting = {
@@ -152,6 +153,17 @@ def _scopes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, An
             "names": quantized_names(student),
         }
     return found
+
+
+def _check_gradient(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """ModelError where the logits do not depend on the image by a gradient; of a frozen model."""
+    images = torch.zeros(2, *image_shape).requires_grad_() + 0.5  # it may write into what it gets
+    with torch.enable_grad():
+        if not model(images).requires_grad:
+            raise ModelError(
+                "its logits have no gradient to the image; take torch.no_grad, inference_mode and "
+                "detach out of its forward"
+            )
 
 
 def _attempt(problems: list[str], check: Callable[[], Any]) -> Any:

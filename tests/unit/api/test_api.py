@@ -311,9 +311,106 @@ def test_the_classes_are_counted_in_the_logits(network):
     )
 
 
+class Spare(Own):
+    """With a head for its training, activations and layers of its own, that no answer calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare, self.head = nn.ReLU(), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+
+@pytest.mark.parametrize("method", ["synq-plus", "integers", "synq"])
+def test_activations_that_no_answer_calls_are_no_matter(method):
+    torch.manual_seed(0)
+    made = synq.quantize(Spare(), **INPUT, **FEW, method=method)
+    assert made.student(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+
+
+class Several(Own):
+    def forward(self, x):
+        return x.flatten(1)[:, :5], super().forward(x)
+
+
+def test_of_outputs_of_several_widths_the_caller_says_which_are_the_logits():
+    torch.manual_seed(0)
+    told = refusal(synq.quantize, Several(), **INPUT, **FEW)
+    assert "gives several outputs, of 5 and 3 numbers an image" in told
+    made = synq.quantize(Several(), **INPUT, **FEW, classes=3)
+    assert "logits: entry 1 of a tuple" in made.report()
+
+
+@pytest.mark.parametrize("change", [torch.no_grad(), torch.inference_mode()])
+def test_logits_without_a_gradient_are_refused_before_any_image(network, change):
+    network.forward = change(network.forward)
+    wrapped = nn.Sequential(network)
+    assert "no gradient to the image" in refusal(synq.quantize, wrapped, **INPUT, **FEW)
+    (problem,) = synq.inspect(wrapped, image_shape=(3, 8, 8), method="synq-plus").problems
+    assert "no gradient to the image" in problem
+
+
+def test_a_network_of_synchronised_batchnorm_is_one_of_batchnorm(network, result):
+    other = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
+    made = synq.quantize(other, **INPUT, **FEW)
+    assert states_equal(made.student.state_dict(), result.student.state_dict())
+    assert type(other.bn1) is nn.SyncBatchNorm
+
+
+def remembering(network):
+    network.last = network(torch.rand(1, 3, 8, 8))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (remembering, "cannot be copied"),
+        (lambda network: network.to("meta"), "no values in conv1.weight, on the meta device"),
+        (lambda network: nn.Sequential(network, nn.LazyLinear(3)), "no size of 1.weight yet"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_copied_or_has_no_values_is_one_line(network, change, text):
+    for classes in ({}, {"classes": 3}):
+        assert text in refusal(synq.quantize, change(network), **INPUT, **FEW, **classes)
+
+
+def with_images(images=None, labels=None):
+    images = torch.rand(2, 3, 8, 8) if images is None else images
+    return {"test": [(images, torch.tensor([0, 1]) if labels is None else labels)]}
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        (with_images(torch.zeros(2, 3, 8, 8).byte()), "uint8 images with int64 labels"),
+        (with_images(torch.full((2, 3, 8, 8), torch.nan)), "float32 (NaN or infinite) images"),
+        (with_images(labels=torch.tensor([0.0, 0.9])), "float32 labels"),
+        (with_images(labels=torch.tensor([True, False])), "bool labels"),
+        (with_images(labels=torch.eye(3)[:2]), "with labels [2, 3], not of [n, 3, 8, 8]"),
+        (with_images(numpy.zeros((2, 3, 8, 8), "float32")), "no pairs of tensors"),
+        ({"names": ["a", "b"]}, "names has 2 names of classes, the network 3"),
+        ({"names": "no/such/file"}, "no/such/file cannot be read"),
+    ],
+)
+def test_what_is_measured_on_is_looked_at_before_the_work(network, changes, text, monkeypatch):
+    monkeypatch.setattr("synq.api.run.image_set_of", None)  # calling it would fail
+    assert text in refusal(synq.quantize, network, **INPUT, **FEW, **changes)
+
+
+def test_an_empty_batch_is_no_matter(network):
+    test = [*with_images()["test"], (torch.rand(0, 3, 8, 8), torch.zeros(0).long())]
+    assert synq.quantize(network, **INPUT, **FEW, test=test).measured.images == 2
+
+
+def test_a_shape_may_be_of_numpys_numbers(network):
+    shape = tuple(numpy.array([3, 8, 8]))
+    assert synq.inspect(network, image_shape=shape).network.image_shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"calibration": {"ends_bits": 1}}, "ends_bits is 1; write 2 to 8, or 0"),
         ({"bits": "w1a4"}, "bits is 'w1a4'; weights of 1 bits are not among 2 to 8"),
         ({"method": "synq-pluss"}, "method is 'synq-pluss'; did you mean synq-plus?"),
         ({"seed": -1}, "seed is -1; write a whole number from 0 on"),
@@ -335,7 +432,7 @@ def test_the_classes_are_counted_in_the_logits(network):
         ({"test": {"dataset": "digitz"}}, "test.dataset is 'digitz'; did you mean digits?"),
         ({"test": 3}, "test is a int"),
         ({"test": []}, "test gives no images"),
-        ({"test": [torch.rand(2, 3, 8, 8)]}, "no pairs of images and labels"),
+        ({"test": [torch.rand(2, 3, 8, 8)]}, "no pairs of tensors, images and labels"),
         ({"test": [(torch.rand(2, 3, 9, 9), torch.tensor([0, 1]))]}, "batches of [2, 3, 9, 9]"),
         ({"test": [(torch.rand(2, 3, 8, 8), torch.tensor([0, 7]))]}, "the label 7"),
         (

@@ -70,6 +70,7 @@ def test_no_onnx_file_is_written_where_none_is_wanted(folder):
         (["--method", "synqplus"], "method is 'synqplus'; did you mean synq-plus?"),
         (["--factory", "mine:bild"], "mine has no bild; did you mean build?"),
         (["--output", "weights.pth"], "weights.pth is no folder"),
+        (["--output", "weights.pth/out"], "weights.pth is no folder"),
         (["--image-size", "3"], "image_size is 3 px; it must be at least 8"),
     ],
 )

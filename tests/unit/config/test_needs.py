@@ -91,6 +91,12 @@ def test_a_budget_under_the_smallest_size_is_told_with_that(budget, widths, smal
     assert found == (wanted if smallest else [])
 
 
+@pytest.mark.parametrize("own", [{"keep_bits": {"stem": 2}}, {"ends_bits": 2}])
+def test_a_budget_counts_layers_that_are_kept_below_the_widths(own):
+    words = with_calibration(budget="1.1 kB", widths=[4, 8], **own)
+    assert unmet(refused_widths(INSPECTED, words), words) == []
+
+
 def test_a_wider_scope_has_names_of_its_own():
     (word,) = with_calibration(keep_bits={"stem.input": 6}, scope="everything")
     assert word == "zeroq:calibration.keep_bits=stem.input=6 with scope everything"

@@ -73,10 +73,8 @@ def test_folder_numbers_classes_by_name(tmp_path):
     [
         (("b", "a"), {"a": 1, "b": 0}),
         (("names.txt",), {"a": 1, "b": 0}),
-        # Readable names of folders that are called otherwise, and names of others, too.
+        # Readable names of folders that are called otherwise.
         (("dog", "cat"), {"a": 0, "b": 1}),
-        (("b", "a", "c"), {"a": 0, "b": 1}),
-        (("b", "b"), {"a": 0, "b": 1}),
     ],
 )
 def test_names_that_are_the_folders_number_them_in_their_order(
@@ -90,6 +88,22 @@ def test_names_that_are_the_folders_number_them_in_their_order(
     blue = images.read(torch.arange(2))[:, 2, 0, 0] == 1
     assert images.labels[blue].tolist() == [numbers["a"]]
     assert images.labels[~blue].tolist() == [numbers["b"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (("b", "a", "c"), "has no other folder, and the names of the classes c; write"),
+        (("b", "b"), "has a, and the names of the classes some twice; write"),
+        (("b", "A"), "has a, and the names of the classes A; write"),
+    ],
+)
+def test_names_of_which_some_are_folders_are_refused(tmp_path, names, text):
+    for name in "ab":
+        save(tmp_path / name / "1.png", (0, 0, 255))
+    with pytest.raises(DataError) as caught:
+        folder(Data(path=str(tmp_path), names=names), 3, 8)
+    assert text in str(caught.value)
 
 
 def test_other_sizes_are_resized_and_cropped_in_the_middle(tmp_path):
@@ -295,6 +309,8 @@ def test_arrays_of_another_size_are_resized_and_cropped(tmp_path):
         (GREY, LABELS - 1, "no class numbers"),
         (GREY, LABELS.astype(float), "no class numbers"),
         (GREY.astype("int32"), LABELS, "of type int32"),
+        (GREY.astype("uint32"), LABELS, "of type uint32"),
+        (GREY.astype("uint16"), LABELS, "is uint16, and no value is above 255; write uint8"),
         (GREY.reshape(6, 4, 7, 28), LABELS, "the shape [6, 4, 7, 28]"),
         (GREY[:0], LABELS[:0], "0 images and 0 labels"),
         (GREY.astype(float), LABELS, "values outside [0, 1]"),

@@ -210,7 +210,15 @@ def test_numbers_that_no_network_computes_with_are_refused(network, state):
     )
     broken = copy.deepcopy(network)
     broken.output.weight.data[0] = float("nan")
-    for other, text in ((broken, "NaN in output"), (copy.deepcopy(network).half(), "float16 in ")):
+    endless, negative = copy.deepcopy(network), copy.deepcopy(network)
+    endless.output.weight.data[0] = float("inf")
+    next(iter(batchnorms(negative).values())).running_var[0] = -1.0
+    more = [(endless, "infinity in output"), (negative, "less than 0 in features")]
+    for other, text in (
+        *more,
+        (broken, "NaN in output"),
+        (copy.deepcopy(network).half(), "float16 in "),
+    ):
         assert text in refusal(checked, lambda other=other: other, "own", 10, 3, 32)
     assert "network.float()" in refusal(check_numbers, copy.deepcopy(network).double(), "own")
 
