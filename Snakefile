@@ -61,6 +61,9 @@ onsuccess:
         )
 
 
+atexit.register(say_what_has_no_record)
+
+
 # Snakemake has lines of its own to say after this: what is to be mended comes last.
 onerror:
     for line in reversed(why_it_failed()):

@@ -344,6 +344,26 @@ def why_it_failed():
         return []
 
 
+def say_what_has_no_record():
+    """Say of how many results Snakemake does not know the settings, so that a change remakes none.
+
+    Those of a folder that was moved, copied, or is named by another path, or whose .snakemake is
+    gone. A dry run says so itself.
+    """
+    if workflow.dryrun or not workflow.is_main_process or workflow.dag is None:
+        return
+    reason, needed = workflow.dag.reason, workflow.dag.needrun
+    jobs = [job for job in workflow.dag.jobs if job.output and reason(job).no_metadata]
+    count = sum(not needed(job) for job in jobs)
+    if count:
+        print(
+            f"remark: of {count} jobs the results are there and no record of their settings (was "
+            f"{RESULTS} moved, or .snakemake deleted?), so that a changed setting makes none of them "
+            "again; --forceall makes all, --forceall --touch takes them for those of these settings",
+            file=sys.stderr,
+        )
+
+
 def table_is_current():
     """Whether the table was written after the metrics of every run of the grid."""
     made_from = [*RUN_METRICS, *EXPORTS]

@@ -236,6 +236,22 @@ def test_what_changes_no_result_remakes_nothing(workflow: Workflow) -> None:
     assert jobs(text) == {}, text
 
 
+def test_results_of_a_moved_folder_are_remarked_until_they_are_touched(workflow: Workflow) -> None:
+    remark = "the results are there and no record of their settings"
+    assert remark not in workflow.run().stdout
+    (workflow.root / RESULTS).rename(workflow.root / "results/moved")
+    moved = "results: ./results//moved/"
+    ran = workflow.run(overlay=moved)
+    assert ran.returncode == 0, ran.stdout
+    assert jobs(ran.stdout) == {}
+    assert ran.stdout.count(remark) == 1
+    changed = f"{moved}\nfinetune: {{momentum: 0.5}}"
+    assert jobs(workflow.plan(overlay=changed)) == {}
+    assert workflow.run("--forceall", "--touch", overlay=moved).returncode == 0
+    assert remark not in workflow.run(overlay=moved).stdout
+    assert jobs(workflow.plan(overlay=changed))["finetune"] == 2
+
+
 # By file name.
 
 
