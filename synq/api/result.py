@@ -21,8 +21,11 @@ from synq.quantization.packed import pack
 from synq.quantization.quantizers import Recipe
 from synq.quantization.student import student_tensors
 from synq.reporting.changes import Changes, changed
-from synq.stages.evaluate import diverged, work_on_an_image
+from synq.stages.evaluate import disagreement, diverged, work_on_an_image
 from synq.stages.inspect import shown, verdict
+
+# Where a smaller share of the multiply-adds reads codes, the report says what could be done.
+FEW = 0.5
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,17 @@ class Result:
             f"size: {size}, {full / 1000:,.1f} kB in full precision",
         ]
         lines += [f"logits: {change}" for change in found["output"]]
+        if recipe.scope == "calls" and share < FEW:
+            lines.append(
+                "remark: most of the work reads floats, behind sums and gates; "
+                'calibration={"scope": "inputs"} gives every layer codes to read'
+            )
         if measured.warning:
             lines.append(f"warning: {measured.warning.replace('the teacher', 'the network')}")
-        lines += [f"warning: {remark}" for remark in diverged(record)]
+        remarks = [*diverged(record)]
+        if record["selected"] == record["last"]:  # of another last one nothing was measured
+            remarks += disagreement(record, {record["last"]: measured.student})
+        lines += [f"warning: {remark}" for remark in remarks]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -70,7 +70,7 @@ class Objective:
             own = activation_quantizers(student)
             called = _called(self.teacher, image_shape)
             self.rounded = [name for name in called if name in own]
-            if not self.rounded:
+            if not self.rounded and settings.epochs > 0:
                 raise ConfigError(
                     "finetune.activation_weight is above 0, and every activation is kept in full "
                     "precision; set it to 0"

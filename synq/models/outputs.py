@@ -57,7 +57,7 @@ def settle(model: nn.Module, images: Tensor, classes: int, name: str) -> Any:
         output = model(images)
     if _probabilities(output):
         raise ModelError(
-            f"{name} gives probabilities (those of an image sum to 1), and logits are needed: "
+            f"{name} gives probabilities, or their logarithms, and logits are needed: "
             "let its forward end before the softmax"
         )
     return output

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from synq.errors import ModelError, reason
 
@@ -69,10 +70,13 @@ def check_own(model: nn.Module, name: str) -> None:
         if parameter.is_meta:
             raise ModelError(f"{name} has no values in {key}, on the meta device; load them first")
     for path, layer in model.named_modules():
-        if type(layer) in CONVOLUTIONS + LINEAR and not isinstance(layer.weight, nn.Parameter):
+        kind = type_before_parametrizations(layer)
+        own = is_parametrized(layer) or not isinstance(getattr(layer, "weight", 0), nn.Parameter)
+        if kind in CONVOLUTIONS + LINEAR and own:
             raise ModelError(
                 f"{path or name} makes its weight before each forward; fix it first, by "
-                "torch.nn.utils.prune.remove or remove_weight_norm"
+                "prune.remove, remove_weight_norm or parametrize.remove_parametrizations "
+                "of torch.nn.utils"
             )
 
 

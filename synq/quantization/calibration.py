@@ -25,6 +25,9 @@ LARGEST_RATIO = 4.0
 
 
 CLIPS = torch.linspace(0.1, 1.0, 91).tolist()
+# Codes that 0 may have, less the one that it has in a grid of the extremes; of 8 bits any will do.
+ZEROS = (-1, 1, 2)
+WHOLE_BITS = 8
 
 
 class Observer:
@@ -47,8 +50,7 @@ class Observer:
         estimator = "minmax" if self.quantizer.whole else self.settings.range_estimator
         if estimator == "mse":
             power = self.settings.range_power
-            clip = best_clips(sample(output), self.quantizer, lo, hi, power)
-            lo, hi = lo * clip, hi * clip
+            lo, hi = best_range(sample(output), self.quantizer, lo, hi, power)
         if self.batches == 0:
             self.lo, self.hi = lo, hi
         elif estimator == "minmax":
@@ -86,6 +88,40 @@ def best_clips(
         ]
     )
     return torch.tensor(CLIPS, device=lo.device)[errors.argmin(0).to(lo.device)].view_as(lo)
+
+
+def best_range(
+    values: Tensor, quantizer: Quantizer, lo: Tensor, hi: Tensor, power: float
+) -> tuple[Tensor, Tensor]:
+    """The ends of one grid with a small error, of values with the extremes ``lo`` and ``hi``.
+
+    The error is that of ``best_clips``. Both ends by the best factor of ``CLIPS``, or by another
+    code of 0 and a coarser factor: at few bits one factor for both ends leaves SiLU and Hardswish
+    no code below 0.
+    """
+    clip = best_clips(values, quantizer, lo, hi, power)
+    ends = lo * clip, hi * clip
+    if not (quantizer.bits < WHOLE_BITS and lo < 0 < hi):
+        return ends
+
+    def error(lo: Tensor, hi: Tensor) -> float:
+        rounded = fake_quantize(values, quantizer.spanning(lo, hi))
+        return float((rounded - values).abs().pow(power).mean())
+
+    codes = 2**quantizer.bits - 1
+    usual = int((-lo * codes / (hi - lo)).round())
+    least = error(*ends)
+    for zero in ZEROS:
+        below = usual + zero
+        if not 0 < below < codes:
+            continue
+        widest = torch.maximum(-lo / below, hi / (codes - below))
+        for factor in CLIPS[::3]:
+            step = factor * widest
+            found = -below * step, (codes - below) * step
+            if (own := error(*found)) < least:
+                least, ends = own, found
+    return ends
 
 
 def sample(values: Tensor) -> Tensor:

@@ -164,7 +164,8 @@ def refuse(anatomy: Anatomy) -> None:
     if all(part.reason for part in anatomy.of("activation")):
         kinds = ", ".join(activation.__name__ for activation in QUANTIZABLE)
         raise ModelError(
-            f"no forward of the model passes an activation ({kinds}, or their functions)"
+            f"no forward of the model passes an activation ({kinds}, or their functions; one that "
+            "is written out, as x * sigmoid(x), is none: call nn.SiLU)"
         )
 
 

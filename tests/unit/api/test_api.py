@@ -489,8 +489,36 @@ def normed(network):
     return network
 
 
+def parametrized(network):
+    nn.utils.parametrizations.weight_norm(_first(network))
+    return network
+
+
 def _first(network):
     return next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+
+
+def test_without_training_every_activation_may_stay_in_full_precision(network):
+    changes = {
+        "calibration": {"keep_bits": {"relu/*": "float"}},
+        "finetune": {"epochs": 0, "holdout": 0.25},
+    }
+    made = synq.quantize(network, **INPUT, **{**FEW, **changes})
+    assert made.student(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+
+
+def test_the_report_remarks_what_the_table_would(result):
+    first, *rest = result.record["history"]
+    worse = [first | {"held_out": 0.1}, *(entry | {"held_out": 1.0} for entry in rest)]
+    other = replace(result, record={**result.record, "history": worse})
+    assert "the held-out loss was 0.1 after epoch 0 and 1 after the last" in other.report()
+    assert (
+        "the held-out loss was"
+        not in replace(
+            result,
+            record={**result.record, "history": [entry | {"held_out": 1.0} for entry in worse]},
+        ).report()
+    )
 
 
 @pytest.mark.parametrize(
@@ -498,6 +526,7 @@ def _first(network):
     [
         (pruned, "makes its weight before each forward"),
         (normed, "makes its weight before each forward"),
+        (parametrized, "makes its weight before each forward"),
         (torch.compile, "is what torch.compile gave"),
         (partial(torch.jit.trace, example_inputs=torch.zeros(1, 3, 8, 8)), "TorchScript"),
     ],

@@ -96,7 +96,7 @@ def test_probabilities_by_a_function_are_refused_in_one_line(wrap):
     with pytest.raises(ModelError) as caught:
         built(lambda: Net(wrap))
     assert str(caught.value) == (
-        "net gives probabilities (those of an image sum to 1), and logits are needed: "
+        "net gives probabilities, or their logarithms, and logits are needed: "
         "let its forward end before the softmax"
     )
 

@@ -3,13 +3,21 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from synq.config.calibration import Calibration
 from synq.errors import DivergenceError
 from synq.quantization.affine import fake_quantize, grid_of_range
-from synq.quantization.calibration import CLIPS, SAMPLE, BatchNormCorrection, best_clips, calibrate
+from synq.quantization.calibration import (
+    CLIPS,
+    SAMPLE,
+    BatchNormCorrection,
+    best_clips,
+    best_range,
+    calibrate,
+)
 from synq.quantization.convert import activation_quantizers, quantize
-from synq.quantization.quantizers import Recipe, StaticRange
+from synq.quantization.quantizers import LearnedStep, Recipe, StaticRange
 
 
 def passing(bits=3):
@@ -32,6 +40,48 @@ def uniform(scale):
 
 def clip_of(values, bits, power):
     return float(best_clips(values, StaticRange(bits), torch.zeros(()), values.max(), power))
+
+
+def error_of(values, quantizer, ends, power=3.0):
+    return float(
+        (fake_quantize(values, quantizer.spanning(*ends)) - values).abs().pow(power).mean()
+    )
+
+
+@pytest.mark.parametrize("kind", [StaticRange, LearnedStep])
+@pytest.mark.parametrize(
+    ("function", "bits"), [(F.hardswish, 3), (F.silu, 3), (F.hardswish, 4), (F.gelu, 2)]
+)
+def test_a_signed_activation_keeps_codes_below_0_where_that_is_better(kind, function, bits):
+    values = function(1.5 * torch.randn(20_000, generator=torch.Generator().manual_seed(0)))
+    quantizer, (lo, hi) = kind(bits), torch.aminmax(values)
+    ends = best_range(values, quantizer, lo, hi, 3.0)
+    clip = best_clips(values, quantizer, lo, hi, 3.0)
+    assert error_of(values, quantizer, ends) <= error_of(values, quantizer, (lo * clip, hi * clip))
+    # No grid with any code of 0 and a step in hundredths is much better.
+    codes = 2**bits - 1
+    steps = torch.linspace(0.05, 1, 96) * (hi - lo) / codes * 2
+    every = [
+        error_of(values, quantizer, (-zero * step, (codes - zero) * step))
+        for zero in range(codes)
+        for step in steps
+    ]
+    assert error_of(values, quantizer, ends) < 1.02 * min(every)
+
+
+def test_of_3_bits_hardswish_has_one_code_below_0():
+    values = F.hardswish(1.5 * torch.randn(20_000, generator=torch.Generator().manual_seed(0)))
+    quantizer = LearnedStep(3)
+    grid = quantizer.spanning(*best_range(values, quantizer, *torch.aminmax(values), 3.0))
+    assert int(grid.zero_point) + 4 == 1
+
+
+@pytest.mark.parametrize(("lowest", "bits"), [(0.0, 3), (-0.4, 8)])
+def test_ranges_from_0_on_and_of_8_bits_have_one_factor(lowest, bits):
+    values = torch.linspace(lowest, 3.0, 2000)
+    quantizer, (lo, hi) = StaticRange(bits), torch.aminmax(values)
+    clip = best_clips(values, quantizer, lo, hi, 3.0)
+    assert best_range(values, quantizer, lo, hi, 3.0) == (lo * clip, hi * clip)
 
 
 @pytest.mark.parametrize("estimator", ["minmax", "ema"])
