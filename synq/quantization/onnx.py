@@ -95,11 +95,14 @@ def to_onnx(
     takes = TARGETS[target]
     integers = integers and takes.zero_points
     network = copy.deepcopy(student).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    used = _used(network, image_shape)
     # What the forward reads: a network may have layers that it does not call.
     weights_read: set[Quantizer] = set()
     activations_read: set[_OperatorsOfGrid] = set()
-    weights = [*weight_quantizers(network).values()]
-    held = {layer: id(layer.weight) for layer in weights}  # layers may share one
+    own = weight_quantizers(network)
+    weights = [*own.values()]
+    # Layers may share one.
+    held = {layer: id(layer.weight) for name, layer in own.items() if name in used}
     two_bits = takes.two_bits and any(w.weight_quantizer.bits == 2 for w in weights)
     opset = OPSET_OF_2_BITS if two_bits else OPSET
     for layer in weights:
@@ -119,7 +122,8 @@ def to_onnx(
                     f"{target} takes no zero points, and without one INT8 does not hold the "
                     f"{quantizer.bits} bits of {name}; give it 7 (calibration.keep_bits)"
                 )
-        network.set_submodule(name, operators(quantizer, activations_read))
+        operator = operators(quantizer, activations_read if name in used else set())
+        network.set_submodule(name, operator)
     model = _exported(_Flat(network), image_shape, opset, batch=2)
     if batch_of(model):
         # The network's code takes the number of images for a constant.
@@ -134,7 +138,7 @@ def to_onnx(
     )
     # Layers that round one tensor to one grid have one operator.
     read = (
-        len({held[layer] for layer in weights if layer.weight_quantizer in weights_read}),
+        len({held[layer] for layer in held if layer.weight_quantizer in weights_read}),
         len({module.values for module in activations_read}),
     )
     if found[0] < read[0] or found[1] < read[1]:
@@ -146,6 +150,34 @@ def to_onnx(
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props["synq"] = json.dumps(record, sort_keys=True)
     return model
+
+
+def _used(student: nn.Module, image_shape: tuple[int, int, int]) -> set[str]:
+    """The layers and quantizers that the logits depend on: a network may have other outputs.
+
+    What those alone come from is not in the graph.
+    """
+    outputs: dict[str, list[Tensor]] = {}
+
+    def keeper(name: str) -> Any:
+        return lambda module, args, output: outputs.setdefault(name, []).append(output)
+
+    modules = {**weight_quantizers(student), **activation_quantizers(student)}
+    hooks = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
+    try:
+        with torch.enable_grad():
+            logits = student(torch.zeros(2, *image_shape).requires_grad_() + 0.5)
+        made = [(name, value) for name, values in outputs.items() for value in values]
+        # Of an attention with several outputs, and of what has no gradient, nothing is known.
+        known = [pair for pair in made if isinstance(pair[1], Tensor) and pair[1].requires_grad]
+        slopes = torch.autograd.grad(logits.sum(), [value for _, value in known], allow_unused=True)
+    except RuntimeError:  # what it writes in place may have no way back
+        return {*modules}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    reached = {name for (name, _), slope in zip(known, slopes, strict=True) if slope is not None}
+    return reached | ({*modules} - {name for name, _ in known})
 
 
 class _FlatProducts(TorchFunctionMode):

@@ -242,6 +242,27 @@ def test_layers_that_the_forward_does_not_call_are_left_out():
     assert not [tensor.name for tensor in exported.graph.initializer if "spare" in tensor.name]
 
 
+class Heads(Spare):
+    """With a second head, of layers and an activation of its own, that the answer is not of."""
+
+    def __init__(self):
+        super().__init__()
+        self.other, self.relu = nn.Linear(1, 3), nn.ReLU()
+
+    def forward(self, images):
+        self.relu(self.other(images.mean((2, 3))[:, :1]))
+        return super().forward(images)
+
+
+def test_what_other_outputs_alone_come_from_is_left_out():
+    one, images = student_of(lambda: (Spare(), (3, 8, 8)), (4, 4))
+    two, _ = student_of(lambda: (Heads(), (3, 8, 8)), (4, 4))
+    two.load_state_dict(one.state_dict(), strict=False)
+    wanted, found = (onnx_ir.to_proto(to_onnx(each, (3, 8, 8), {})) for each in (one, two))
+    assert types(wanted) == types(found)
+    torch.testing.assert_close(run(found, images), run(wanted, images))
+
+
 def test_a_weight_that_the_graph_lost_is_no_success(monkeypatch):
     student, _ = student_of(lambda: (Spare(), (3, 8, 8)), (4, 8))
     monkeypatch.setattr(exporting, "_narrow", lambda *_: 1)
