@@ -18,6 +18,11 @@ FUSED = ("qkv", "to_qkv")
 # projection of nn.MultiheadAttention, and the same thing under another name.
 LINEAR: tuple[type[nn.Linear], ...] = (nn.Linear, NonDynamicallyQuantizableLinear)
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+# Activations, and a gate, that networks write out in modules of their own.
+WRITTEN = (
+    *(nn.SiLU(), nn.Hardswish(), nn.Mish(), nn.GELU(), nn.GELU("tanh")),
+    *(nn.Hardsigmoid(), nn.Sigmoid()),
+)
 
 
 def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -92,9 +97,13 @@ def copied(model: nn.Module, name: str) -> nn.Module:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model with layers of a subclass that computes what ``nn.Linear`` or ``nn.BatchNorm2d``
-    does (timm's own, SyncBatchNorm) as such ones, in place: their type alone tells what they are.
+    """The model with modules that compute what torch's own do as such ones, in place.
+
+    Their type alone tells what they are: layers of a subclass that is ``nn.Linear`` or
+    ``nn.BatchNorm2d`` (timm's own, SyncBatchNorm), activations and gates that somebody wrote out
+    (``x * relu6(x + 3) / 6``).
     """
+    _name_activations(model)
     for module in model.modules():
         if type(module) is nn.SyncBatchNorm:
             module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # it is, in evaluation
@@ -105,6 +114,37 @@ def plain(model: nn.Module) -> nn.Module:
         ):
             module.__class__ = nn.Linear
     return model
+
+
+def _name_activations(model: nn.Module) -> None:
+    """Put torch's activation in the place of a module of the same values, by rounding."""
+    found: dict[nn.Module, nn.Module | None] = {}
+    for parent in [*model.modules()]:
+        for name, child in [*parent._modules.items()]:
+            if child is None:
+                continue
+            known = found[child] if child in found else found.setdefault(child, _computed(child))
+            if known is not None:
+                setattr(parent, name, known)
+
+
+def _computed(module: nn.Module) -> nn.Module | None:
+    """The one of ``WRITTEN`` that a module computes that holds no values; else nothing."""
+    foreign = not type(module).__module__.startswith(("torch.", "pytorchcv."))
+    held = [*module.parameters(), *module.buffers(), *module._forward_hooks]
+    if not foreign or held or module._forward_pre_hooks:
+        return None
+    values = torch.linspace(-8, 8, 1024).view(1, 4, 16, 16)
+    with torch.no_grad():
+        try:
+            # It may write into what it is given, and count its calls.
+            found = copy.deepcopy(module).eval()(values.clone())
+        except Exception:  # a network's own code raises whatever it likes
+            return None
+        if not isinstance(found, torch.Tensor) or found.shape != values.shape:
+            return None
+        alike = (own for own in WRITTEN if torch.allclose(found, own(values), 1e-5, 1e-6))
+        return copy.deepcopy(next(alike, None))
 
 
 def _computes_linear(module: nn.Linear) -> bool:
