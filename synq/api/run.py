@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +119,9 @@ def quantize(
         given = None if images is None else images_for(network, images)
         class_names(run.test, network.classes)  # the ONNX file has them, much later
         tests = _test_images(network, run) if batches is None else None
-        for _ in islice(checked(batches or (), network), 1):
-            pass  # a batch that does not fit is told before the work
+        # A batch that does not fit is told before the work.
+        if batches is not None and next(checked(batches, network), None) is None:
+            raise DataError("test gives no images")
         seconds: dict[str, float] = {}
         with _timed(seconds, "images"):
             own = given or image_set_of(network, run.shards, seed, run.images)

@@ -16,6 +16,22 @@ def written(names: Sequence[str]) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def some(names: set[str]) -> str:
+    """The first names, and how many more there are."""
+    first, more = sorted(names)[:3], len(names) - 3
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+
+
+def unclear(names: Sequence[str], found: set[str]) -> str:
+    """Why nobody can tell whether folders are numbered by the names or by the alphabet, if so."""
+    given = {*names}
+    if not given & found or sorted(names) == sorted(found):
+        return ""
+    wrong = {"is not among the names of the classes": found - given, "is no folder": given - found}
+    said = ", and ".join(f"{some(which)} {what}" for what, which in wrong.items() if which)
+    return f"{said or 'a name stands twice'}; write the folders' names, or others for all"
+
+
 def folders(root: str | Path) -> set[str]:
     """The directories of a data set, one a class, without hidden ones; OSError as of scandir."""
     with os.scandir(root) as found:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from synq.config.names import folders, written
+from synq.config.names import folders, some, unclear, written
 from synq.config.plan import Plan
 from synq.config.targets import missing
 from synq.errors import reason
@@ -100,25 +100,15 @@ def _of_folder(settings: Any, path: str, classes: int) -> Iterator[str]:
         return
     names = set(written(settings.names))
     if classes in (0, len(found)):  # 0: nobody knows it yet
-        if names & found and names != found:
-            # Whether the order is the names' or the alphabet's cannot be told.
-            yield (
-                f"{path}, where {_some(found - names)} is not among the names of the classes, and "
-                f"{_some(names - found)} is no folder; write the folders' names, or others for all"
-            )
+        if why := unclear(written(settings.names), found):
+            yield f"{path}, where {why}"
         return
     what = "it needs one a class, and no other"
     if found < names:
-        what = f"there is none for {_some(names - found)}"
+        what = f"there is none for {some(names - found)}"
     elif names and names < found:
-        what = f"{_some(found - names)} is not among the names of the classes"
+        what = f"{some(found - names)} is not among the names of the classes"
     yield f"{path}, which has {len(found)} folders, and the network has {classes} classes; {what}"
-
-
-def _some(names: set[str]) -> str:
-    """The first names, and how many more there are."""
-    first, more = sorted(names)[:3], len(names) - 3
-    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
 
 
 def _of_names(names: Sequence[str], where: str, classes: int) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from synq.config.images import TestSet
-from synq.config.names import folders, written
+from synq.config.names import folders, unclear, written
 from synq.errors import DataError
 
 
@@ -32,16 +32,10 @@ def class_folders(root: Path, given: Sequence[str] = ()) -> list[str]:
     of the names, which is the network's. Or else it is the alphabet's; DataError where some are and
     others are not, so that nobody can tell.
     """
-    found, names = sorted(folders(root)), _given(given)
-    if sorted(names) == found:
-        return names
-    if {*names} & {*found}:
-        more, less = sorted({*found} - {*names}), sorted({*names} - {*found})
-        raise DataError(
-            f"{root} has {', '.join(more[:3]) or 'no other folder'}, and the names of the classes "
-            f"{', '.join(less[:3]) or 'some twice'}; write the folders' names, or others for all"
-        )
-    return found
+    found, names = folders(root), _given(given)
+    if why := unclear(names, found):
+        raise DataError(f"in {root} {why}")
+    return names if {*names} == found else sorted(found)
 
 
 def _given(names: Sequence[str]) -> list[str]:

@@ -83,8 +83,7 @@ class _Flow(TorchFunctionMode):
 
     def _now(self, tensor: Tensor) -> _Made:
         self._alive.append(tensor)
-        # In inference mode they have no version; such a network is refused elsewhere.
-        return _Made(id(tensor), 0 if tensor.is_inference() else tensor._version)
+        return _Made(id(tensor), tensor._version)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -197,8 +196,6 @@ def cam_layer(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
         and output.shape[-1] * output.shape[-2] > 1
     }
     # An auxiliary head, which a network computes beside its logits, is none that they come from.
-    if not logits.requires_grad:  # what looks at the network as a whole says why
-        maps = {}
     slopes = torch.autograd.grad(logits.sum(), [*maps.values()], allow_unused=True) if maps else ()
     used = {name for name, slope in zip(maps, slopes, strict=True) if slope is not None}
     order = [name for name in record if name in used or name in attentions]

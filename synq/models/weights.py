@@ -40,7 +40,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(f"{origin} {what}: {', '.join(names[:3])}{more}")
-    _check_values(tensors, [name for name, _ in model.named_parameters()], origin)
+    _check_values(tensors, model, origin)
     # The model's own state knows the version of each module's format; a plain mapping does not.
     wanted.update(tensors)
     model.load_state_dict(wanted)
@@ -53,11 +53,12 @@ def check_numbers(model: nn.Module, name: str) -> None:
         if parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ModelError(f"{name} has {kind} in {key}; make it float32, by network.float()")
-    _check_values(model.state_dict(), [key for key, _ in model.named_parameters()], name)
+    _check_values(model.state_dict(), model, name)
 
 
-def _check_values(tensors: Mapping[str, Tensor], parameters: Collection[str], origin: str) -> None:
+def _check_values(tensors: Mapping[str, Tensor], model: nn.Module, origin: str) -> None:
     """ModelError where there are NaN, infinite parameters (a mask may be), or variances below 0."""
+    parameters = {name for name, _ in model.named_parameters()}
     for key, tensor in tensors.items():
         if not tensor.is_floating_point():
             continue

@@ -74,15 +74,16 @@ def inspect_model(
     quantization: list[str] = []
     needs: list[str] = []
     student = copy.deepcopy(model)
-    _attempt(quantization, lambda: refuse(anatomy))
     _attempt(quantization, lambda: _check_gradient(model, image_shape))
+    checks = {} if quantization else CHECKS  # they follow gradients
+    _attempt(quantization, lambda: refuse(anatomy))
     _attempt(quantization, lambda: quantize(student, Recipe(WIDTHS[-1], WIDTHS[-1]), image_shape))
     refusals: dict[str, list[str]] = {setting: [] for setting in CHECKS}
     fitting = {
         setting: _attempt(refusals[setting], functools.partial(check, model, image_shape))
-        for setting, check in CHECKS.items()
+        for setting, check in checks.items()
     }
-    layer, blocks = fitting["finetune.cam"], fitting["finetune.feature_weight"] or []
+    layer, blocks = fitting.get("finetune.cam"), fitting.get("finetune.feature_weight") or []
     refused = {setting: texts[0] for setting, texts in refusals.items() if texts}
     if layer is None and Finetune().cam != "off":
         needs.append("finetune.cam: off")

@@ -16,7 +16,7 @@ from own_network import FEW, INPUT, Own
 from PIL import Image
 from torch import nn
 from torch.nn.utils import prune
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import synq
 from synq.api.given import Given
@@ -395,6 +395,18 @@ def with_images(images=None, labels=None):
 def test_what_is_measured_on_is_looked_at_before_the_work(network, changes, text, monkeypatch):
     monkeypatch.setattr("synq.api.run.image_set_of", None)  # calling it would fail
     assert text in refusal(synq.quantize, network, **INPUT, **FEW, **changes)
+
+
+class Stream(IterableDataset):
+    """As many have it, without a length."""
+
+    def __iter__(self):
+        return iter([(torch.rand(3, 8, 8), number % 3) for number in range(5)])
+
+
+def test_batches_need_no_length(network):
+    loader = DataLoader(Stream(), 2)
+    assert synq.quantize(network, **INPUT, **FEW, test=loader).measured.images == 5
 
 
 def test_an_empty_batch_is_no_matter(network):

@@ -93,9 +93,9 @@ def test_names_that_are_the_folders_number_them_in_their_order(
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        (("b", "a", "c"), "has no other folder, and the names of the classes c; write"),
-        (("b", "b"), "has a, and the names of the classes some twice; write"),
-        (("b", "A"), "has a, and the names of the classes A; write"),
+        (("b", "a", "c"), "c is no folder; write"),
+        (("b", "b"), "a is not among the names of the classes; write"),
+        (("b", "A"), "a is not among the names of the classes, and A is no folder; write"),
     ],
 )
 def test_names_of_which_some_are_folders_are_refused(tmp_path, names, text):
