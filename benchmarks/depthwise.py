@@ -4,10 +4,13 @@ The photographs have one network of their own, and what is chosen on it may suit
 has the inverted residual units of MobileNetV2 (Sandler et al., 2018, table 1) at 32 px. It learns
 from the development half of the photographs and from what the first network says of them (Hinton
 et al., 2015), so that the report half is as new to it as to the first.
-``experiments/photographs-depthwise.yaml`` measures methods on it.
+``experiments/photographs-depthwise.yaml`` measures methods on it. With ``--activation`` it has
+SiLU as EfficientNet has, or Hardswish as MobileNetV3, both of which fall below 0
+(``experiments/photographs-signed.yaml``).
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +31,7 @@ MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 STEM, HEAD, EXPANSION = 24, 192, 4
 STAGES = ((24, 2, 2), (40, 3, 1), (80, 3, 2))  # channels, units, stride of the first unit
 BATCH, RATE, DECAY, TEMPERATURE = 64, 0.1, 5e-4, 4.0
+Activation = Callable[[Tensor], Tensor]
 
 
 def convolution(
@@ -43,8 +47,9 @@ def convolution(
 class Unit(nn.Module):
     """An inverted residual unit: wider, depthwise, narrower without an activation."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation
         inner = EXPANSION * inputs
         self.wider = convolution(inputs, inner, 1)
         self.depthwise = convolution(inner, inner, 3, stride, groups=inner)
@@ -53,21 +58,22 @@ class Unit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, inputs, H, W]`` to ``[N, outputs, H / stride, W / stride]``."""
-        y = functional.relu6(self.wider(x))
-        y = self.narrower(functional.relu6(self.depthwise(y)))
+        y = self.activation(self.wider(x))
+        y = self.narrower(self.activation(self.depthwise(y)))
         return x + y if self.residual else y
 
 
 class Depthwise(nn.Module):
     """Logits ``[N, 10]`` of images ``[N, 3, 32, 32]``; 200,000 weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, activation: Activation = functional.relu6) -> None:
         super().__init__()
+        self.activation = activation
         self.stem = convolution(3, STEM, 3)
         units, inputs = [], STEM
         for channels, count, stride in STAGES:
             for number in range(count):
-                units.append(Unit(inputs, channels, 1 if number else stride))
+                units.append(Unit(inputs, channels, 1 if number else stride, activation))
                 inputs = channels
         self.units = nn.Sequential(*units)
         self.head = convolution(inputs, HEAD, 1)
@@ -75,25 +81,41 @@ class Depthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of normalised images."""
-        x = self.units(functional.relu6(self.stem(x)))
-        x = functional.relu6(self.head(x))
+        x = self.units(self.activation(self.stem(x)))
+        x = self.activation(self.head(x))
         return self.classifier(x.mean((2, 3)))
 
 
-def network() -> nn.Module:
-    """Without trained weights, for ``source: python``."""
+def relu6() -> nn.Module:
+    """Without trained weights, for ``source: python``; so are the next two."""
     return Depthwise()
 
 
+def silu() -> nn.Module:
+    return Depthwise(functional.silu)
+
+
+def hardswish() -> nn.Module:
+    return Depthwise(functional.hardswish)
+
+
+NETWORKS = {factory.__name__: factory for factory in (relu6, silu, hardswish)}
+
+
 def trained(
-    photographs: Path, teacher: nn.Module, epochs: int, seed: int, part: str = "development"
+    photographs: Path,
+    teacher: nn.Module,
+    epochs: int,
+    seed: int,
+    part: str = "development",
+    activation: str = "relu6",
 ) -> nn.Module:
     """By SGD on the labels and on the teacher's answers, of crops and of mirrored images.
 
     ``part`` is the half of the photographs that is learned from.
     """
     torch.manual_seed(seed)
-    student = Depthwise().to(memory_format=torch.channels_last)
+    student = NETWORKS[activation]().to(memory_format=torch.channels_last)
     settings = TestSet(dataset="folder", path=str(photographs), part=part)
     shape = (3, SIDE, SIDE)
     data = read("folder", settings, "test", classes=CLASSES, image_shape=shape, name="depthwise")
@@ -133,11 +155,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", choices=("development", "report"), default="development")
+    parser.add_argument("--activation", choices=NETWORKS, default="relu6")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     teacher = read_teacher(chosen.teacher, torch.device("cpu")).model
-    student = trained(chosen.photographs, teacher, chosen.epochs, chosen.seed, chosen.part)
+    student = trained(
+        chosen.photographs, teacher, chosen.epochs, chosen.seed, chosen.part, chosen.activation
+    )
     with atomic(chosen.output) as temporary:
         torch.save(student.state_dict(), temporary)
     print(f"sha256: {file_sha256(chosen.output)}")
