@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             importlib.import_module(f"synq.{command.folder}.{module}"), function
         )
         code = run(**values) or 0
+        sys.stdout.flush()
     except UserError as error:
         print(f"synq: error: {error}", file=sys.stderr)
         if fault:
@@ -74,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 fault.parent.mkdir(parents=True, exist_ok=True)
                 fault.write_text(str(error), "utf-8")
         return 2
+    except BrokenPipeError:
+        # Who reads has enough (``| head``); Python would flush once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("synq: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -71,6 +71,11 @@ def _counted(model: nn.Module, image_shape: Sequence[int]) -> int:
             f"{name_of(model)} gives several outputs, of {' and '.join(map(str, counts))} numbers "
             "an image, and none is called logits; give classes"
         )
+    if counts[0] < 2:
+        raise ModelError(
+            f"{name_of(model)} gives one number an image; a classifier has a logit for each of two "
+            "or more classes"
+        )
     return counts[0]
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from synq.config.calibration import FLOAT
@@ -35,7 +36,7 @@ from synq.quantization.layers import (
     QuantMultiheadAttention,
 )
 from synq.quantization.quantizers import FullPrecision, Quantizer, Recipe
-from synq.quantization.sites import CONTAINER, Calls, add_sites, site_name
+from synq.quantization.sites import CONTAINER, Calls, add_sites, evaluating, site_name
 
 # By their exact type: a subclass may use its weight in another way.
 WEIGHTED: Mapping[type[nn.Module], Any] = {
@@ -43,6 +44,9 @@ WEIGHTED: Mapping[type[nn.Module], Any] = {
     nn.ConvTranspose2d: QuantConvTranspose2d,
     **dict.fromkeys(LINEAR, QuantLinear),
 }
+
+# Of the largest logit: more than a sum in another order makes.
+UNROUNDED = 1e-3
 
 
 def quantize(
@@ -56,8 +60,10 @@ def quantize(
     an ``image_shape`` one image of zeros is sent through the model, and every call of an activation
     is quantized where it is called; without it, those of modules alone, by one range each. Names
     and state-dict keys stay; those of the quantizers are new. Raises ModelError where there is
-    nothing to quantize, or nothing to quantize the activations after.
+    nothing to quantize, or nothing to quantize the activations after, and where the network would
+    compute something else although no quantizer rounds.
     """
+    wanted = _answer(model, image_shape) if image_shape else None
     _open_attention(model)
     if image_shape is None and recipe.scope != "calls":
         raise ModelError(f"the scope {recipe.scope} needs the shape of an image, to be found out")
@@ -80,7 +86,44 @@ def quantize(
     if not behind and not inputs and not calls.sites:
         names = ", ".join(activation.__name__ for activation in QUANTIZABLE)
         raise ModelError(f"the model has no activation to quantize ({names}, or their functions)")
+    if image_shape:
+        _check_unrounded(model, image_shape, wanted)
     return model
+
+
+def _answer(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+    """What the model gives out for one random image, in evaluation mode."""
+    own = next(model.parameters())
+    image = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0)).to(own)
+    devices = [own.device] if own.is_cuda else []
+    with torch.random.fork_rng(devices), evaluating(model), torch.no_grad():
+        torch.manual_seed(0)
+        return model(image)
+
+
+def _check_unrounded(model: nn.Module, image_shape: tuple[int, int, int], wanted: Any) -> None:
+    """ModelError where the student is another network before anything is rounded."""
+    quantizers: list[Any] = [m for m in model.modules() if isinstance(m, Quantizer)]
+    try:
+        for quantizer in quantizers:
+            quantizer.forward = _unrounded
+        found = _answer(model, image_shape)
+    finally:
+        for quantizer in quantizers:
+            del quantizer.forward
+    # A network that was not built for this program may give out something else than logits.
+    if not isinstance(wanted, Tensor):
+        return
+    # False where numbers of the network itself are not finite.
+    if float((wanted - found).abs().max()) > UNROUNDED * float(wanted.abs().max()):
+        raise ModelError(
+            "the network computes something else with quantizers in it, although they do not "
+            "round: its code looks through its own modules; let it call each by its name"
+        )
+
+
+def _unrounded(values: Tensor) -> Tensor:
+    return values
 
 
 def quantize_layers(model: nn.Module, recipe: Recipe) -> nn.Module:

@@ -114,18 +114,11 @@ def opaque(module: nn.Module) -> bool:
 
 
 class CallSites(nn.ModuleDict):
-    """The quantizers of a module's sites.
-
-    As an identity, where the module calls all of its children in turn. ``overwriting`` are the keys
-    of the sites that are.
-    """
+    """The quantizers of a module's sites; ``overwriting`` are the keys of the sites that are."""
 
     def __init__(self) -> None:
         super().__init__()
         self.overwriting: set[str] = set()
-
-    def forward(self, values: Any) -> Any:
-        return values
 
 
 class Following(TorchFunctionMode):
@@ -373,6 +366,11 @@ class _Route:
         self._open = _Open()
 
     @property
+    def is_followed(self) -> bool:
+        """Whether a forward has begun in this thread and not ended."""
+        return bool(self._open.forwards)
+
+    @property
     def _forwards(self) -> list[_Quantizing]:
         return self._open.forwards
 
@@ -422,21 +420,57 @@ class _Route:
         return output if quantizer is None else quantizer(output)
 
 
+class _Children(dict[str, Any]):
+    """A module's children, without its ``CallSites`` while a forward of the student runs.
+
+    Else a forward that goes through its own children, or counts them, would find one too many.
+    """
+
+    def __init__(self, children: Mapping[str, Any], route: _Route) -> None:
+        super().__init__(children)
+        self.route = route
+
+    def _seen(self) -> dict[str, Any]:
+        seen = dict(super().items())
+        if self.route.is_followed:
+            seen.pop(CONTAINER, None)
+        return seen
+
+    def __len__(self) -> int:
+        return len(self._seen())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._seen())
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._seen())
+
+    def keys(self) -> Any:
+        return self._seen().keys()
+
+    def values(self) -> Any:
+        return self._seen().values()
+
+    def items(self) -> Any:
+        return self._seen().items()
+
+
 def add_sites(student: nn.Module, calls: Calls, recipe: Recipe) -> None:
     """Give a student quantizers at its sites, and hooks that apply them; nothing without sites."""
     if not calls.sites:
         return
     names = {module: name for name, module in student.named_modules()}
+    route = _Route(calls)
     for site in calls.sites:
         if not hasattr(site.module, CONTAINER):
             site.module.add_module(CONTAINER, CallSites())
+            site.module._modules = _Children(site.module._modules, route)
         container: Any = getattr(site.module, CONTAINER)
         name = site_name(names[site.module], site.key)
         quantizer = recipe.of_sum(name) if site.added else recipe.of_activation(name)
         container.add_module(site.key, quantizer)
         if site.overwriting:
             container.overwriting.add(site.key)
-    route = _Route(calls)
     for name, module in student.named_modules():
         if type(module) in calls.scope.modules and hasattr(module, CONTAINER):
             module.register_forward_hook(partial(route.quantized, name))

@@ -30,15 +30,15 @@ from synq.reporting.layers import errors
 from synq.reporting.page import Run, Shown, render
 
 PICTURES = 10  # classes of which an image is shown
-# Runs with figures of their own: a page of more would be above 5 MB, and a minute in the making.
+# Runs with figures of their own: those of more would be above 5 MB, and a minute in the making.
 DRAWN = 60
 
 
 def write_page(*, results: Path) -> None:
     """Write index.html, the page of all that is there, and its figures as SVG files.
 
-    What is missing, damaged or of another version is said on the page. ConfigError where the folder
-    holds no results at all. No test image is read.
+    What is missing, and records that are damaged or of another version, are said on the page.
+    ConfigError where the folder holds no results at all. No test image is read.
     """
     if not any((results / name).is_dir() for name in layout.ARTIFACTS):
         raise ConfigError(f"{results} is no folder of results; name the one that the config names")

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -76,6 +77,25 @@ def run(*arguments):
     words = [sys.executable, "-m", "synq", *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("lines", [1, 20_000])
+def test_a_reader_that_has_enough_ends_it_without_a_word(lines):
+    program = (
+        "import sys\n"
+        "from synq import cli\n"
+        "from synq.stages import status\n"
+        f"status.status = lambda **_: print('a line\\n' * {lines})\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", program, "status", "results"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    command.stdout.close()
+    assert command.stderr.read() == b""
+    assert command.wait() == 128 + signal.SIGPIPE
 
 
 def refused(capsys, *arguments):

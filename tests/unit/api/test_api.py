@@ -306,6 +306,11 @@ def test_the_classes_are_counted_in_the_logits(network):
     assert synq.inspect(Answering(), image_shape=(3, 8, 8)).network.classes == 3
     maps = nn.Sequential(nn.Conv2d(3, 4, 3))
     assert "gives no logits" in refusal(synq.inspect, maps, image_shape=(3, 8, 8))
+    one = nn.Sequential(nn.Flatten(), nn.Linear(192, 1))
+    for function in (synq.inspect, partial(synq.quantize, mean=[0] * 3, std=[1] * 3)):
+        assert "Sequential gives one number an image" in refusal(
+            function, one, image_shape=(3, 8, 8)
+        )
     assert "Failing fails for images of 3x8x8" in refusal(
         synq.inspect, Failing(), image_shape=(3, 8, 8)
     )

@@ -176,6 +176,13 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path, metadata):
     assert "is not a student file of this program" in refusal(read_checkpoint, path, "student")
 
 
+def test_a_packed_student_in_place_of_a_student_is_to_be_unpacked(tmp_path):
+    path = tmp_path / "file"
+    write_checkpoint(path, "packed", TENSORS, {})
+    told = refusal(read_checkpoint, path, "student")
+    assert told.endswith("is not a student file of this program; make one of it with synq unpack")
+
+
 def test_a_checkpoint_whose_record_is_no_json_is_refused(tmp_path):
     path = tmp_path / "file"
     save_file(TENSORS, path, {"synq": "{"})

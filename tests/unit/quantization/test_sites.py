@@ -342,6 +342,87 @@ def test_a_module_that_called_nothing_may_not_begin_to():
         student(IMAGES)
 
 
+def branch(kernel):
+    convolution = nn.Conv2d(6, 6, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(6))
+
+
+class Named(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, x):
+        return F.relu(self.a(x) + self.b(x))
+
+
+class ByChildren(Named):
+    def forward(self, x):
+        return F.relu(torch.stack([child(x) for child in self.children()]).sum(0))
+
+
+class ByList(nn.ModuleList):
+    def __init__(self, *branches):
+        super().__init__(branches)
+
+    def forward(self, x):
+        assert [*reversed(self._modules)] == ["1", "0"]
+        return F.relu(sum(child(x) for child in self))
+
+
+class ByNumber(nn.Sequential):
+    def forward(self, x):
+        return F.relu(self[0](x) + self[-1](x) if len(self) == 2 else x)
+
+
+class ByName(nn.ModuleDict):
+    def __init__(self, a, b):
+        super().__init__({"a": a, "b": b})
+
+    def forward(self, x):
+        own = [*self.values()]
+        assert [*self] == [*self.keys()] == [name for name, _ in self.items()] == ["a", "b"]
+        return F.relu(own[0](x) + own[1](x))
+
+
+class ByKind(Named):
+    """Finds the quantizers, too."""
+
+    def forward(self, x):
+        return F.relu(sum(own(x) for own in self.modules() if not any(own.children())))
+
+
+def of_branches(kind):
+    torch.manual_seed(0)
+    units = [kind(branch(3), branch(1)) for _ in range(2)]
+    stem = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
+    return nn.Sequential(*stem, *units, nn.AvgPool2d(6), nn.Flatten(), nn.Linear(6, 5)).eval()
+
+
+@pytest.mark.parametrize("kind", [ByChildren, ByList, ByNumber, ByName])
+def test_a_module_that_goes_through_its_children_does_not_meet_their_quantizers(kind):
+    model, named = of_branches(kind), student_of_net(of_branches(Named))
+    student = student_of_net(model)
+    wanted = named(IMAGES)
+    torch.testing.assert_close(student(IMAGES), wanted)
+    for other in (copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
+        assert torch.equal(other(IMAGES), student(IMAGES))
+    # Outside of a forward they are there.
+    assert len(activation_quantizers(student)) == len(activation_quantizers(named)) == 3
+    whole = student_of_net(model, bits=8, scope="everything")
+    torch.testing.assert_close(whole(IMAGES), model(IMAGES), rtol=0, atol=0.05)
+
+
+def test_a_student_that_is_another_network_before_it_rounds_is_refused():
+    with pytest.raises(ModelError, match=r"something else with quantizers in it.* by its name$"):
+        student_of_net(of_branches(ByKind))
+
+
+def test_a_network_that_draws_numbers_is_compared_with_the_same_ones():
+    noisy = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), Apply(lambda x: x + torch.randn_like(x)))
+    assert quantize(noisy, Recipe(4, 4), SHAPE) is noisy
+
+
 def test_a_part_of_the_student_alone_is_refused():
     student = student_of_net(made(Functions))
     with pytest.raises(ModelError, match="unit1 is called outside of a forward"):
