@@ -49,6 +49,12 @@ class Calibration:
         "of each channel that minimises the L_p error)",
         choices=("minmax", "mse"),
     )
+    weight_rounding: str = setting(
+        "nearest",
+        "codes that learned grids of weights begin with: nearest, squant (weights are moved, as few "
+        "as make the errors of every kernel and output channel cancel, behind the next code's edge)",
+        choices=("nearest", "squant"),
+    )
     ends_bits: int = setting(
         0,
         "bits of the first and the last layer's weights, in the order in which the network defines "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synq.config.calibration import Calibration
 from synq.errors import DivergenceError
 from synq.models.structure import statistical
-from synq.quantization.affine import channel_ranges, fake_quantize
+from synq.quantization.affine import Grid, channel_ranges, fake_quantize
 from synq.quantization.convert import activation_quantizers, observing, weight_quantizers
 from synq.quantization.layers import QuantizedWeight
 from synq.quantization.quantizers import Quantizer
@@ -24,6 +24,8 @@ SMALLEST_VARIANCE = 1e-10
 LARGEST_RATIO = 4.0
 
 
+# Of a step: how far behind the edge of its new code a weight is moved.
+INSIDE = 0.05
 CLIPS = torch.linspace(0.1, 1.0, 91).tolist()
 # Codes that 0 may have, less the one that it has in a grid of the extremes; of 8 bits any will do.
 ZEROS = (-1, 1, 2)
@@ -141,7 +143,8 @@ def set_weight_ranges(student: nn.Module, settings: Calibration) -> None:
     """Set every grid of a weight that is not anew at each forward, and with squant the weight too.
 
     The grid begins at the channel's extremes, or at a searched clip. With squant a weight becomes
-    what it is rounded to, which is its nearest value from then on.
+    what it is rounded to, which is its nearest value from then on; where steps are learned, the
+    weights that SQuant flips are moved to where they are rounded to their other side.
     """
     for layer in weight_quantizers(student).values():
         set_weight_range(layer, settings)
@@ -155,11 +158,24 @@ def set_weight_range(layer: QuantizedWeight, settings: Calibration) -> None:
         clips = best_clips(weight, layer.weight_quantizer, lo, hi, settings.range_power)
         lo, hi = lo * clips, hi * clips
     layer.weight_quantizer.set_range(lo, hi)
-    if settings.weights == "squant":
+    flipping = settings.weights == "learned" and settings.weight_rounding == "squant"
+    if flipping or settings.weights == "squant":
         grid = layer.weight_quantizer.grid(weight)
-        rounded = grid.values(flipped_codes(weight, grid))
+        codes = flipped_codes(weight, grid)
+        moved = beyond_the_edge(weight, codes, grid) if flipping else grid.values(codes)
         # It is its own inverse, where it does anything.
-        layer.weight.detach().copy_(layer.by_output(rounded))
+        layer.weight.detach().copy_(layer.by_output(moved))
+
+
+def beyond_the_edge(weight: Tensor, codes: Tensor, grid: Grid) -> Tensor:
+    """The weight with those moved, as little as that takes, whose nearest codes are others.
+
+    A training goes on from there: no weight is further from the network's than half a step and what
+    is ``INSIDE``.
+    """
+    nearest = grid.codes(weight)
+    edge = grid.values(codes + (0.5 - INSIDE) * (nearest - codes))
+    return torch.where(codes == nearest, weight, edge)
 
 
 class BatchNormCorrection:
