@@ -51,8 +51,8 @@ class Calibration:
     )
     weight_rounding: str = setting(
         "nearest",
-        "codes that learned grids of weights begin with: nearest, squant (weights are moved, as few "
-        "as make the errors of every kernel and output channel cancel, behind the next code's edge)",
+        "codes that learned grids of weights begin with: nearest, squant (weights are moved to the "
+        "code on their other side, so that errors cancel in every kernel and output channel)",
         choices=("nearest", "squant"),
     )
     ends_bits: int = setting(

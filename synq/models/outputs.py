@@ -90,7 +90,8 @@ def _chosen(output: Any, shape: list[int]) -> Choice | None:
     shaped = [key for key, value in entries if list(value.shape) == shape]
     if not named + shaped:
         return None
-    key = (named + shaped)[0]
+    # Of several that fit, what torchvision's networks with auxiliary heads call theirs.
+    key = (named + [key for key in shaped if key == "out"] + shaped)[0]
     return Choice(key, f"{_spoken(key)} of a {type(output).__name__}")
 
 

@@ -197,7 +197,7 @@ def _multiply_adds(module: nn.Module, visits: Visits) -> int | None:
 
     Of an attention they are not: torch may compute it in one kernel, which its counter leaves out.
     """
-    if type(module) not in (*CONVOLUTIONS, *TRANSPOSED, nn.Linear):
+    if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
         return None
     counts = [visit.multiply_adds for visit in visits.calls]
     return None if None in counts else sum(filter(None, counts))

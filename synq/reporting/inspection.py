@@ -13,7 +13,7 @@ from torch import nn
 
 from synq.config.finetune import Finetune
 from synq.config.needs import refused_widths, unmet
-from synq.errors import ModelError
+from synq.errors import ModelError, reason
 from synq.models.features import cam_layer, feature_blocks, fitted_parts, residual_units
 from synq.models.hooks import recorded
 from synq.models.outputs import told
@@ -158,13 +158,21 @@ def _scopes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, An
 
 def _check_gradient(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     """ModelError where the logits do not depend on the image by a gradient; of a frozen model."""
-    images = torch.zeros(2, *image_shape).requires_grad_() + 0.5  # it may write into what it gets
+    images = torch.zeros(2, *image_shape).requires_grad_()
     with torch.enable_grad():
-        if not model(images).requires_grad:
+        logits = model(images + 0.5)  # it may write into what it gets
+        if not logits.requires_grad:
             raise ModelError(
                 "its logits have no gradient to the image; take torch.no_grad, inference_mode and "
                 "detach out of its forward"
             )
+        try:
+            torch.autograd.grad(logits.sum(), images)
+        except RuntimeError as error:
+            raise ModelError(
+                f"its logits give no gradient to the image ({reason(error)}); write what its "
+                "forward does in place (x += y) as x = x + y"
+            ) from None
 
 
 def _attempt(problems: list[str], check: Callable[[], Any]) -> Any:

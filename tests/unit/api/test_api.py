@@ -353,6 +353,19 @@ def test_logits_without_a_gradient_are_refused_before_any_image(network, change)
     assert "no gradient to the image" in problem
 
 
+class Overwriting(Own):
+    def forward(self, x):
+        x = x.exp()
+        x += x.relu()
+        return super().forward(x)
+
+
+def test_a_gradient_that_the_forward_spoils_is_one_line():
+    (problem,) = synq.inspect(Overwriting(), image_shape=(3, 8, 8), method="synq-plus").problems
+    assert problem.startswith("its logits give no gradient to the image (")
+    assert problem.endswith("as x = x + y")
+
+
 def test_a_network_of_synchronised_batchnorm_is_one_of_batchnorm(network, result):
     other = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
     made = synq.quantize(other, **INPUT, **FEW)

@@ -51,6 +51,7 @@ WRAPS = {
     "entry 1 of a list": lambda logits, features: [features, logits],
     "logits of a Pair": Pair,
     "logits of a Answer": lambda logits, features: Answer(features=features, logits=logits),
+    "out of a dict": lambda logits, features: {"aux": 2 * logits, "out": logits},
     "scores of a dict": lambda logits, features: {"features": features[:1], "scores": logits},
     "logits of a SimpleNamespace": lambda logits, _: SimpleNamespace(loss=None, logits=logits),
 }

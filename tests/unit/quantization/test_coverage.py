@@ -170,6 +170,19 @@ def test_multiply_adds_are_those_by_hand():
     assert layers["8"].output == [10]
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+def test_multiply_adds_of_a_layer_that_stays_in_full_precision_are_counted_too():
+    model = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    first, last = examine(model, SHAPE).of("layer")
+    assert first.reason == "a subclass of Conv2d"
+    assert (first.multiply_adds, last.multiply_adds) == (6 * 6 * 8 * 27, 288 * 5)
+
+
 def test_a_layer_that_is_called_twice_counts_twice():
     layer = nn.Linear(5, 5)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), layer, layer)

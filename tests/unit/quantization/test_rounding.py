@@ -109,6 +109,30 @@ def test_calibration_rounds_the_weights_once_and_for_all(estimator):
         torch.testing.assert_close(layer.by_output(layer.weight), wanted)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_learned_grids_begin_with_its_codes_and_as_little_moved_as_that_takes(bits):
+    model = quantize(network(), Recipe(bits, 8, weights="learned"))
+    layers = weight_quantizers(model)
+    floats = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    settings = {"weights": "learned", "weight_estimator": "mse"}
+    images = torch.randn(4, 3, 12, 12, generator=generator_for(1))
+    calibrate(model, [images], Calibration(**settings))
+    assert all(torch.equal(layer.weight, floats[name]) for name, layer in layers.items())
+    calibrate(model, [images], Calibration(**settings, weight_rounding="squant"))
+    flips = 0
+    for name, layer in layers.items():
+        own, now = layer.by_output(floats[name]), layer.by_output(layer.weight.detach())
+        grid = layer.weight_quantizer.grid(own)
+        wanted = flipped_codes(own, grid)
+        assert torch.equal(grid.codes(now), wanted)
+        torch.testing.assert_close(layer.by_output(layer.quantized_weight()), grid.values(wanted))
+        kept = wanted == grid.codes(own)
+        assert torch.equal(now[kept], own[kept])
+        assert float(((now - own) / grid.scale).abs().max()) <= 0.55 + 1e-4
+        flips += int((~kept).sum())
+    assert flips > 0
+
+
 def test_outputs_are_nearer_than_with_nearest_codes_where_inputs_are_alike():
     """A kernel that sees nearly one value answers with its sum, which is what is kept."""
     layer = nn.Conv2d(16, 32, 3, bias=False)
