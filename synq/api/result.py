@@ -149,7 +149,7 @@ class Result:
         lines += [f"logits: {change}" for change in found["output"]]
         if recipe.scope == "calls" and share < FEW:
             lines.append(
-                "remark: most of the work reads floats, behind sums and gates; "
+                "remark: most of the work reads floats, behind what print(synq.inspect(...)) says; "
                 'calibration={"scope": "inputs"} gives every layer codes to read'
             )
         if measured.warning:
