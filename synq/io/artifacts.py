@@ -137,12 +137,12 @@ def check_kind(path: Path, record: object, kind: str) -> None:
 
     To be asked before anything else of the file is read.
     """
-    own = record.get("kind") if isinstance(record, Mapping) else None
-    if not isinstance(record, Mapping) or own != kind:
-        packed = (own, kind) == ("packed", "student")
+    fields: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
+    if fields.get("kind") != kind:
+        packed = (fields.get("kind"), kind) == ("packed", "student")
         what = "make one of it with synq unpack" if packed else remedy(kind)
         raise ArtifactError(f"{path} is not a {kind} file of this program; {what}")
-    found, wanted = record.get("format"), KINDS[kind].format
+    found, wanted = fields.get("format"), KINDS[kind].format
     if type(found) is not int or found != wanted:
         raise FormatError(
             f"{path} is a {kind} file of format {found}, this program reads {wanted}; "
