@@ -1,6 +1,8 @@
 """What one forward of a network passes through, and what of it the program cannot quantize."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,7 +27,8 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
-# Called with a bare parameter by a module that is no layer itself, these escape quantization.
+# Called with a bare weight by a module that is no layer itself, these escape quantization, and so
+# do the trace's products.
 WEIGHING = (
     *(functional.conv1d, functional.conv2d, functional.conv3d, functional.linear),
     *(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d),
@@ -107,18 +110,25 @@ def examine(
     fed = {*open_inputs(model), *(m for m in attentions if isinstance(m, nn.MultiheadAttention))}
     order = [*trace.visits, *(m for m in names if m not in trace.visits)]
     called = [module for module in order if module in trace.visits]
-    # What no layer, activation, gate or attention calls on its own account.
-    loose = [
-        (names[caller] if caller else "the model", function)
-        for caller, function in trace.functions
-        if caller is None or not (_role(caller) or caller in attentions)
-    ]
+
+    def loose(called: Iterable[tuple[nn.Module | None, Any]]) -> list[tuple[str, Any]]:
+        """What no layer, activation, gate or attention calls on its own account."""
+        return [
+            (names[caller] if caller else "the model", function)
+            for caller, function in called
+            if caller is None or not (_role(caller) or caller in attentions)
+        ]
+
+    functions = loose(trace.functions)
     layer_calls = [
-        Call(name, f"F.{function.__name__}") for name, function in loose if function in WEIGHING
+        Call(name, f"F.{function.__name__}") for name, function in functions if function in WEIGHING
+    ]
+    layer_calls += [
+        Call(name, f"{function} with a weight") for name, function in loose(trace.products)
     ]
     gate_calls = [
         Call(name, function.__name__)
-        for name, function in loose
+        for name, function in functions
         if getattr(function, "__name__", "") in GATE_FUNCTIONS
     ]
     normalising = {*statistical(model).values()}

@@ -21,6 +21,12 @@ IMAGE, QUANTIZED = "image", "quantized"
 SPOKEN = {"add": "sum", "iadd": "sum", "radd": "sum", "mul": "product", "imul": "product"}
 
 
+# What computes as a layer does where one of its tensors is a weight.
+PRODUCTS = frozenset(
+    ("matmul", "rmatmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "tensordot")
+)
+
+
 class Visit(NamedTuple):
     """One call of a module: the whole shape of its first output, and the multiply-adds in it."""
 
@@ -41,10 +47,12 @@ class Trace(TorchFunctionMode):
 
     ``visits`` holds the modules, and the sites of ``calls``, in the order of execution,
     ``functions`` the pairs of a module (None outside of all) and a torch function that its own
-    forward called. ``origin`` is ``quantized`` where the tensor came from a module of the types
-    ``quantized`` or from a site and kept its values, or else the function that made it.
-    Multiply-adds are known where it is ``counting``, for which torch imports its compiler: seconds
-    that only who asks for them shall wait.
+    forward called, and ``products`` those of ``PRODUCTS`` in which a weight met another tensor; a
+    weight is a parameter, a buffer, or what was computed of these alone. ``origin`` is
+    ``quantized`` where the tensor came from a module of the types ``quantized`` or from a site and
+    kept its values, or else the function that made it. Multiply-adds are known where it is
+    ``counting``, for which torch imports its compiler: seconds that only who asks for them shall
+    wait.
     """
 
     def __init__(
@@ -60,11 +68,13 @@ class Trace(TorchFunctionMode):
         self.sites = {(site.module, site.key): site for site in (calls or Calls()).sites}
         self.visits: dict[nn.Module | Site, Visits] = {}
         self.functions: dict[tuple[nn.Module | None, Callable[..., Any]], None] = {}
+        self.products: dict[tuple[nn.Module | None, str], None] = {}
         self._called: Counter[tuple[nn.Module, str]] = Counter()
         self._running: list[nn.Module] = []
         self._counter = FlopCounterMode(display=False) if counting else None
         self._counts: list[int] = []
         self._origins: Any = WeakTensorKeyDictionary()
+        self._weights: Any = WeakTensorKeyDictionary()
 
     def run(self, image_shape: tuple[int, int, int]) -> None:
         """Send one image of zeros ``[1, C, H, W]`` through the model in evaluation mode.
@@ -73,6 +83,8 @@ class Trace(TorchFunctionMode):
         """
         image = next(self.model.parameters()).new_zeros(1, *image_shape)
         self._origins[image] = IMAGE
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            self._weights[tensor] = True
         with evaluating(self.model), self._hooks(), torch.no_grad(), self._counting(), self:
             self.model(image)
 
@@ -133,8 +145,15 @@ class Trace(TorchFunctionMode):
         # Before the call, which may be in place.
         visits = self._visited(site, args or [*kwargs.values()]) if site else None
         result = func(*args, **kwargs)
-        self.functions[self._running[-1] if self._running else None, func] = None
+        caller = self._running[-1] if self._running else None
+        self.functions[caller, func] = None
         name = getattr(func, "__name__", "").strip("_")
+        weights = [tensor in self._weights for tensor in _tensors([*args, *kwargs.values()])]
+        if all(weights) and weights:
+            for tensor in _tensors(result):
+                self._weights[tensor] = True
+        elif any(weights) and name in PRODUCTS:
+            self.products[caller, name] = None
         origin = SPOKEN.get(name, name)
         if name in PRESERVING and args:
             sources = [self._origins.get(tensor) for tensor in _tensors(args[0])]
@@ -158,10 +177,12 @@ class Trace(TorchFunctionMode):
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors of a tensor, or of a list or tuple of them."""
+    """The tensors of a tensor, or of a list or tuple of them, of which some may be lists again."""
     for entry in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(entry, Tensor):
             yield entry
+        elif isinstance(entry, (list, tuple)):
+            yield from _tensors(entry)
 
 
 def _shape(value: Any) -> list[int] | None:

@@ -297,6 +297,43 @@ def test_layers_that_stay_in_full_precision_are_told_with_the_reason():
     assert next(row for row in rows if row.name == "6.attention").multiply_adds is None
 
 
+class Einsum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([torch.ones(4, 4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bchw,cd->bdhw", x, self.weights[0].softmax(0))
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.movedim(1, 3) @ self.linear.weight.t()).movedim(3, 1)
+
+
+class Gram(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ x.transpose(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (Einsum(), [("2", "einsum with a weight")]),
+        (Product(), [("2", "matmul with a weight")]),
+        (Gram(), []),
+    ],
+)
+def test_weights_that_a_product_uses_are_told(module, expected):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), module, nn.ReLU())
+    calls = examine(frozen(model), SHAPE).functional_layers
+    assert [(call.module, call.function) for call in calls] == expected
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
