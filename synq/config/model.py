@@ -9,6 +9,8 @@ from synq.config.fields import setting, settings_of
 from synq.errors import ConfigError
 
 FACTORY = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+# No deviation of images in [0, 1] is so large, nor is a factor that somebody scales them by.
+OF_BYTES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,11 @@ class Model:
                     f"{name} has {len(getattr(self, name))} values, but the images have "
                     f"{self.channels} channels; give one value a channel"
                 )
+        if max(self.mean, default=0) > 1 or max(self.std, default=0) > OF_BYTES:
+            raise ConfigError(
+                f"mean is {list(self.mean)} and std {list(self.std)}, as of images in [0, 255]; "
+                "they are of images in [0, 1]: divide both by 255"
+            )
         digits = self.sha256.lower()
         if self.sha256 and (len(digits) != 64 or set(digits) - set("0123456789abcdef")):
             raise ConfigError("sha256 is not 64 hexadecimal digits; `sha256sum FILE` prints it")

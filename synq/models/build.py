@@ -19,6 +19,9 @@ from synq.models.weights import check_numbers
 # is imported alone.
 _DEFINITION = re.compile(r"^def (?!get_|lambda_|create_|calc_)([a-z0-9_]+)\(", re.MULTILINE)
 
+# The share of the largest logit by which two forwards of the same image may differ.
+REPEATED = 1e-3
+
 
 def architectures() -> dict[str, str]:
     """Name -> module of every architecture of pytorchcv."""
@@ -60,8 +63,9 @@ def checked(
         check_numbers(model, name)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
-            shape = (2, channels, image_size, image_size)
-            logits = settle(model, torch.rand(shape, generator=generator), classes, name)
+            images = torch.rand((2, channels, image_size, image_size), generator=generator)
+            logits = settle(model, images.clone(), classes, name)
+            again, alone = model(images.clone()), model(images[:1].clone())
     except UserError:
         raise
     except Exception as error:  # a network's own code raises whatever it likes
@@ -79,7 +83,28 @@ def checked(
                 else "is image_size the size it was made for?"
             )
         )
+    if not _alike(logits, again):
+        raise ModelError(
+            f"{name} gives other logits for the same images a second time, in evaluation too; what "
+            "is drawn at random (F.dropout without training=self.training) has to be off there"
+        )
+    if not _alike(logits[:1], alone):
+        raise ModelError(
+            f"{name} gives other logits for an image alone than beside another one; what looks at "
+            "a whole batch (a BatchNorm layer without running statistics) has no place in it"
+        )
     return model
+
+
+def _alike(logits: Tensor, others: Tensor) -> bool:
+    """Whether they differ by rounding alone."""
+    return logits.shape == others.shape and torch.allclose(
+        logits.float(),
+        others.float(),
+        rtol=0,
+        atol=REPEATED * float(logits.abs().max()),
+        equal_nan=True,
+    )
 
 
 def _closest(name: str, known: Mapping[str, str]) -> str:

@@ -35,10 +35,10 @@ class Removed(nn.Identity):
 def settle(model: nn.Module, images: Tensor, classes: int, name: str) -> Any:
     """Make the model give logits, where it does not yet; what it gives for ``images`` then.
 
-    Of a tuple or a mapping it gives the entry ``logits``, or the first of ``[N, classes]``. An
-    ``nn.Softmax`` or ``nn.LogSoftmax`` that is called last becomes an identity; ModelError where
-    the outputs are probabilities in any other way. A result that is still no tensor is for the
-    caller to refuse.
+    Of a tuple or a mapping it gives the entry ``logits``, or the first of ``[N, classes]``, an
+    auxiliary one last. An ``nn.Softmax`` or ``nn.LogSoftmax`` that is called last becomes an
+    identity; ModelError where the outputs are probabilities in any other way. A result that is
+    still no tensor is for the caller to refuse.
     """
     output = model(images)
     if not isinstance(output, Tensor):
@@ -91,7 +91,8 @@ def _chosen(output: Any, shape: list[int]) -> Choice | None:
     if not named + shaped:
         return None
     # Of several that fit, what torchvision's networks with auxiliary heads call theirs.
-    key = (named + [key for key in shaped if key == "out"] + shaped)[0]
+    main = [key for key in shaped if not str(key).startswith("aux")]
+    key = (named + [key for key in shaped if key == "out"] + main + shaped)[0]
     return Choice(key, f"{_spoken(key)} of a {type(output).__name__}")
 
 

@@ -63,12 +63,16 @@ def check_own(model: nn.Module, name: str) -> None:
     """ModelError where layers cannot be replaced: in what torch has compiled or scripted, and where
     a layer makes its weight of other tensors before each forward.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(f"{name} is a TorchScript module; give the one that it was scripted from")
-    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-        raise ModelError(
-            f"{name} is what torch.compile gave; give the network itself, its _orig_mod"
-        )
+    for path, module in model.named_modules():
+        place = f"{path} of {name}" if path else name
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{place} is a TorchScript module; give the one that it was scripted from"
+            )
+        if isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            raise ModelError(
+                f"{place} is what torch.compile gave; give the network itself, its _orig_mod"
+            )
     for key, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ModelError(f"{name} has no size of {key} yet; send an image through it first")

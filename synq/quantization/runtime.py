@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from synq.config.targets import EXACT, INT8_ALLOWED
-from synq.errors import ConfigError, ModelError
+from synq.errors import ConfigError, ModelError, reason
 from synq.quantization.convert import activation_quantizers
 from synq.quantization.quantizers import Quantizer
 
@@ -51,14 +51,20 @@ def session_of(
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU at the runtime's default options, but for threads and exact sums.
 
-    ``int8`` is for activations in INT8.
+    ``int8`` is for activations in INT8. ModelError where the runtime does not take the graph.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry(EXACT, "1")
     if int8:
         options.add_session_config_entry(INT8_ALLOWED, "1")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own kinds have no base but this
+        raise ModelError(
+            f"ONNX Runtime {onnxruntime.__version__} does not take the network's graph "
+            f"({reason(error)}); set export.format: none"
+        ) from None
 
 
 def in_onnxruntime(path: Path, threads: int, *, int8: bool = False) -> Run:

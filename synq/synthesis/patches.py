@@ -101,9 +101,14 @@ class PatchReader:
         sizes = {name: self._patches(record, name)[0, ..., 0].numel() for name in record}
         self.layers = {name: layers[name] for name, size in sizes.items() if size > 2}
         if not self.layers:
+            instead = "set synthesis.prior: batchnorm"
+            if not statistical(teacher):
+                instead = (
+                    "take those of another network (relative), it has no BatchNorm layer either"
+                )
             raise ModelError(
                 "the model has no attention layer with more than two patches to synthesize images "
-                "from; set synthesis.prior: batchnorm"
+                f"from; {instead}"
             )
 
     def _patches(self, record: dict[str, Tensor], name: str) -> Tensor:

@@ -346,7 +346,7 @@ def test_of_outputs_of_several_widths_the_caller_says_which_are_the_logits():
 
 @pytest.mark.parametrize("change", [torch.no_grad(), torch.inference_mode()])
 def test_logits_without_a_gradient_are_refused_before_any_image(network, change):
-    network.forward = change(network.forward)
+    network.forward = change(network.eval().forward)
     wrapped = nn.Sequential(network)
     assert "no gradient to the image" in refusal(synq.quantize, wrapped, **INPUT, **FEW)
     (problem,) = synq.inspect(wrapped, image_shape=(3, 8, 8), method="synq-plus").problems
@@ -558,6 +558,7 @@ def test_the_report_remarks_what_the_table_would(result):
         (normed, "makes its weight before each forward"),
         (parametrized, "makes its weight before each forward"),
         (torch.compile, "is what torch.compile gave"),
+        (lambda model: nn.Sequential(torch.compile(model)), "0 of Sequential is what torch.comp"),
         (partial(torch.jit.trace, example_inputs=torch.zeros(1, 3, 8, 8)), "TorchScript"),
     ],
 )

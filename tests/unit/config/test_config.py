@@ -204,6 +204,8 @@ def test_a_key_that_is_no_text_is_refused():
 
 def test_one_mean_a_channel_is_needed():
     assert message(model, **ZOO, mean=[0.5]).startswith("models.x.mean has 1 values")
+    for wrong in ({"mean": [123.7, 116.3, 103.5]}, {"std": [58.4, 57.1, 57.4]}):
+        assert "images in [0, 1]: divide both by 255" in message(model, **ZOO, **wrong)
     assert model(**ZOO, channels=1, mean=[0.5]).mean == (0.5,)
 
 

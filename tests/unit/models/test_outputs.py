@@ -118,3 +118,28 @@ def test_a_softmax_that_is_called_twice_is_not_taken_off():
 def test_outputs_without_logits_are_refused(output):
     with pytest.raises(ModelError, match=f"net gives a {type(output).__name__} for 2 images"):
         built(lambda: Net(lambda *_: output))
+
+
+def drops(logits, _):
+    return torch.nn.functional.dropout(logits, 0.3)  # noisy in evaluation too
+
+
+def centres(logits, _):
+    return logits - logits.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "text"),
+    [
+        (drops, "net gives other logits for the same images a second time"),
+        (centres, "net gives other logits for an image alone than beside another one"),
+    ],
+)
+def test_logits_that_are_not_of_the_image_alone_are_refused(wrap, text):
+    with pytest.raises(ModelError, match=text):
+        built(lambda: Net(wrap))
+
+
+def test_an_auxiliary_output_is_the_last_that_is_taken():
+    model = built(lambda: Net(lambda logits, _: {"aux": logits.flip(1), "pred": logits}))
+    assert told(model) == ["pred of a dict"]

@@ -139,3 +139,16 @@ def test_each_rule_of_a_grid_is_checked():
         assert first.endswith(text)
         place.const_value, place.type = kept, kind
     assert list(violations(good)) == []
+
+
+def test_a_graph_that_the_runtime_refuses_is_one_line(tmp_path):
+    path = tmp_path / "broken.onnx"
+    node = onnx.helper.make_node("NoSuchOperator", ["images"], ["logits"])
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3])
+        for name in ("images", "logits")
+    ]
+    graph = onnx.helper.make_graph([node], "broken", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph), path)
+    with pytest.raises(ModelError, match=r"does not take the network's graph .*format: none$"):
+        in_onnxruntime(path, 1)
