@@ -144,8 +144,9 @@ def _check_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, T
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters and statistics as they are stored."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    """Bytes of the parameters and statistics as they are stored, those in common once."""
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def check_classes(classes: Sequence[int], teacher: Teacher) -> None:

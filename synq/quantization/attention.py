@@ -5,7 +5,7 @@ weight, and torchvision's shifted windows hand the weights to a function. What i
 such product past the layer that owns the weight, which then quantizes it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +42,16 @@ def open_inputs(model: nn.Module) -> list[nn.Linear]:
     if found and not any(found[-1] is child for layer in attentions for child in layer.children()):
         found.pop()
     return [layer for layer in found if layer not in behind_activation]
+
+
+def projected(layer: nn.MultiheadAttention, args: Sequence[Any]) -> tuple[int, int]:
+    """Multiply-adds of its two weights, of the arguments of F.multi_head_attention_forward.
+
+    The first one makes queries, keys and values, and the second the output.
+    """
+    query, key, value = args[:3]
+    numbers = query.numel() + key.numel() + value.numel()
+    return numbers * layer.embed_dim, query.numel() * layer.embed_dim
 
 
 class OpenMultiheadAttention(nn.MultiheadAttention):

@@ -45,6 +45,8 @@ WEIGHTED: Mapping[type[nn.Module], Any] = {
     **dict.fromkeys(LINEAR, QuantLinear),
 }
 
+# A layer's quantizer of its own input has this behind the layer's name.
+INPUT = ".input"
 # Of the largest logit: more than sums in another order, or in TF32, make.
 UNROUNDED = 1e-2
 
@@ -152,18 +154,29 @@ def _replace_layers(
     kinds = {**WEIGHTED, nn.MultiheadAttention: QuantMultiheadAttention}
     layers = {name: m for name, m in model.named_modules() if type(m) in kinds}
     replaced: dict[nn.Module, nn.Module] = {}
+    shared: dict[int, tuple[str, Quantizer]] = {}
     for position, (name, layer) in enumerate(layers.items()):
         new = kinds[type(layer)].from_float(layer)
         new.weight_quantizer = recipe.of_weight(name, position, len(layers), new.axes())
+        if isinstance(getattr(layer, "weight", None), Tensor):
+            # A weight that two layers have in common has one grid, since it is stored once.
+            own = new.weight_quantizer
+            first, quantizer = shared.setdefault(id(layer.weight), (name, own))
+            if (quantizer.bits, quantizer.axes) != (own.bits, own.axes):
+                raise ModelError(
+                    f"{first} and {name} have one weight in common, and cannot have a grid each; "
+                    "give both the same bits (calibration.keep_bits), or each its own weight"
+                )
+            new.weight_quantizer = quantizer
         if layer in opened or isinstance(new, QuantMultiheadAttention):
-            own = f"{name}.input"
-            new.input = recipe.of_sum(own) if opened.get(layer) else recipe.of_activation(own)
+            place = f"{name}{INPUT}"
+            new.input = recipe.of_sum(place) if opened.get(layer) else recipe.of_activation(place)
         replaced[layer] = new
         # A layer may have several places.
         for module in [*model.modules()]:
-            for place, child in module.named_children():
+            for attribute, child in module.named_children():
                 if child is layer:
-                    setattr(module, place, new)
+                    setattr(module, attribute, new)
     return replaced
 
 
@@ -184,6 +197,12 @@ def activation_quantizers(model: nn.Module) -> dict[str, Quantizer]:
         for name, quantizer in _quantizers(model).items()
         if not isinstance(quantizer, FullPrecision)
     }
+
+
+def input_bits(model: nn.Module) -> dict[str, int]:
+    """Name of each layer with a quantizer of its own input -> the bits of that."""
+    quantizers = activation_quantizers(model).items()
+    return {name[: -len(INPUT)]: own.bits for name, own in quantizers if name.endswith(INPUT)}
 
 
 def layers_of(model: nn.Module) -> dict[str, QuantizedWeight]:
@@ -260,11 +279,15 @@ def packed_bytes(model: nn.Module, weight_bits: int = 0) -> int:
     layers that are not quantized) as it is stored.
     """
     total = 0
+    counted: set[int] = set()
     for module in model.modules():
         if isinstance(module, Quantizer):
             # Those of weights are counted with their weight.
             continue
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        # What several modules have in common is stored once.
+        found = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        own = [tensor for tensor in found if id(tensor) not in counted]
+        counted |= {id(tensor) for tensor in own}
         total += sum(tensor.numel() * tensor.element_size() for tensor in own)
         weighted = isinstance(module, QuantizedWeight) or type(module) in WEIGHTED
         kept = isinstance(module, QuantizedWeight) and _is_kept(module)
@@ -272,6 +295,8 @@ def packed_bytes(model: nn.Module, weight_bits: int = 0) -> int:
             weight = module.get_parameter(
                 "in_proj_weight" if isinstance(module, QuantMultiheadAttention) else "weight"
             )
+            if not any(weight is tensor for tensor in own):
+                continue
             channels = weight.shape[0]
             if isinstance(module, nn.ConvTranspose2d):
                 channels = weight.shape[1] * module.groups

@@ -1,7 +1,7 @@
 """What one forward of a network passes through, and what of it the program cannot quantize."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -104,6 +104,11 @@ def examine(
     names = {module: name or "the model" for name, module in model.named_modules()}
     paths = {module: name for name, module in model.named_modules()}
     calling = {site.module for site in calls.sites}
+
+    def role(module: nn.Module) -> str:
+        # A kind of activation that is not known is quantized by the function that it calls.
+        return "" if module in calling and type(module) not in QUANTIZABLE else _role(module)
+
     # The linear layers of an attention are read by its own function, not called.
     attentions = attention_layers(model).values()
     inside = {c for m in attentions for c in m.children() if type(c) in LINEAR}
@@ -114,9 +119,9 @@ def examine(
     def loose(called: Iterable[tuple[nn.Module | None, Any]]) -> list[tuple[str, Any]]:
         """What no layer, activation, gate or attention calls on its own account."""
         return [
-            (names[caller] if caller else "the model", function)
+            (names[caller] if caller is not None else "the model", function)
             for caller, function in called
-            if caller is None or not (_role(caller) or caller in attentions)
+            if caller is None or not (role(caller) or caller in attentions)
         ]
 
     functions = loose(trace.functions)
@@ -137,10 +142,12 @@ def examine(
         visits = trace.visits.get(module, Visits())
         if isinstance(module, Site):
             parts.append(_call(site_name(paths[module.module], module.key), module, visits))
-        # A kind of activation that is not known is quantized by the function that it calls.
-        elif _role(module) and not (module in calling and type(module) not in QUANTIZABLE):
+        elif role(module):
             within, open_input = module in inside, module in fed
-            parts.append(_part(names[module], module, visits, inside=within, fed=open_input))
+            part = _part(names[module], module, visits, inside=within, fed=open_input)
+            if module in trace.attended:
+                part = replace(part, multiply_adds=trace.attended[module], calls=max(part.calls, 1))
+            parts.append(part)
     return Anatomy(
         parts=parts,
         batchnorms=[names[module] for module in called if module in normalising],
@@ -162,6 +169,13 @@ def examine(
             if module not in (*trace.visits, *inside) and not _holds_others(module)
         ],
     )
+
+
+def quantized_weights(model: nn.Module, anatomy: Anatomy) -> dict[int, Tensor]:
+    """Those of the layers that are quantized, each once, though several may have it in common."""
+    modules = dict(model.named_modules())
+    layers = [modules.get(part.name, model) for part in anatomy.of("layer") if not part.reason]
+    return {id(weight): weight for weight in map(_weight, layers) if weight is not None}
 
 
 def require_activations(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
@@ -205,7 +219,8 @@ def _part(name: str, module: nn.Module, visits: Visits, *, inside: bool, fed: bo
 def _multiply_adds(module: nn.Module, visits: Visits) -> int | None:
     """Those of all calls, by torch's counter; None where they are not counted or not known.
 
-    Of an attention they are not: torch may compute it in one kernel, which its counter leaves out.
+    Of nn.MultiheadAttention they are not: torch may compute it in one kernel, which its counter
+    leaves out. The trace counts them by the shapes of what it is given.
     """
     if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
         return None
@@ -222,8 +237,13 @@ def _weight(module: nn.Module) -> Tensor | None:
 
 
 def _role(module: nn.Module) -> str:
-    """What a module is to quantization: a layer, an activation, a gate; empty for all else."""
-    if _weight(module) is not None:
+    """What a module is to quantization: a layer, an activation, a gate; empty for all else.
+
+    One of a kind that is not known is a layer if it has a weight and no parts: what holds others
+    may have a table of positions, and what it does with a weight is told by its calls.
+    """
+    known = isinstance(module, (*WEIGHTED, nn.MultiheadAttention, *CONVOLUTIONS, *TRANSPOSED))
+    if _weight(module) is not None and (known or not any(True for _ in module.children())):
         return "layer"
     if type(module) in GATES:
         return "gate"

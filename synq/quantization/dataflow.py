@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from synq.config.calibration import FLOAT
@@ -28,6 +29,7 @@ from synq.quantization.activations import (
     activation,
     spoken,
 )
+from synq.quantization.attention import projected
 from synq.quantization.quantizers import Recipe
 from synq.quantization.sites import (
     FORWARD,
@@ -127,7 +129,11 @@ class LayerCall(NamedTuple):
 
 
 class Flow(Listing):
-    """One forward with the origin of every tensor."""
+    """One forward with the origin of every tensor.
+
+    ``layers`` are the calls of those outside of attentions, ``attended`` those that an attention
+    calls or hands to a function, of whose tensors the origin is not known.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         attentions = [f"{name}." for name in attention_layers(model)]
@@ -139,6 +145,12 @@ class Flow(Listing):
         super().__init__(Scope(operations=True, closed=frozenset(closed)))
         self.values: dict[Value, None] = {}
         self.layers: list[LayerCall] = []
+        self.attended: list[LayerCall] = []
+        self._owners = {
+            id(module.weight): (name, module)
+            for name, module in model.named_modules()
+            if name in closed and isinstance(module, nn.Linear)
+        }
         self._clock, self._newest = 0, list[Value]()
         # The tensors themselves are kept, so that no later one has the number of an earlier one.
         self._of: dict[int, tuple[Tensor, Value, bool]] = {}
@@ -229,12 +241,29 @@ class Flow(Listing):
         inside = any(opaque(module) for _, module in self.running)
         sources = [] if inside else self._read([args, kwargs])
         result = super().other(func, args, kwargs)
+        self._look_inside(func, args, kwargs, result)
         if sources and name in PRESERVING:
             self._follow(result, sources[0][0])
         elif sources and next(_tensors(result), None) is not None:
             self._note(sources, OTHER)
             self._follow(result, Value(OTHER))
         return result
+
+    def _look_inside(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Whether it is a product of an attention's weight."""
+        if func is functional.linear:
+            given = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
+            if id(given["weight"]) in self._owners:
+                name, layer = self._owners[id(given["weight"])]
+                products = _products(layer, result, args)
+                self.attended.append(LayerCall(layer, name, Value(OTHER), products))
+        elif func is functional.multi_head_attention_forward:
+            name, module = self.running[-1]
+            if isinstance(module, nn.MultiheadAttention):
+                entering, leaving = projected(module, args)
+                out = f"{name}.out_proj".removeprefix(".")
+                self.attended.append(LayerCall(module, name, Value(OTHER), entering))
+                self.attended.append(LayerCall(module.out_proj, out, Value(OTHER), leaving))
 
     def ended(self, output: Any) -> None:
         super().ended(output)
@@ -336,10 +365,11 @@ def work_of(
     image_shape: tuple[int, int, int],
     recipe: Recipe,
     weight_bits: Mapping[str, int],
+    input_bits: Mapping[str, int] | None = None,
 ) -> Work:
     """What a student of ``model`` costs for one image, with ``weight_bits`` by the layer's name.
 
-    Layers that an attention hands to functions of its own are not seen.
+    ``input_bits`` are those of the layers that have a quantizer of their own input.
     """
     flow = Flow(model)
     flow.run(model, image_shape)
@@ -347,8 +377,8 @@ def work_of(
     for value in flow.values:
         value.added = everything and value.written
     layers: dict[str, tuple[str, int, int, int]] = {}
-    for call in flow.layers:
-        bits = call.input.read_bits(recipe, call.name)
+    for call in (*flow.layers, *flow.attended):
+        bits = (input_bits or {}).get(call.name) or call.input.read_bits(recipe, call.name)
         before = layers.get(call.name, (call.name, 0, 0, 0))
         weight = weight_bits.get(call.name, FLOAT)
         layers[call.name] = (

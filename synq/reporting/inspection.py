@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,11 +19,12 @@ from synq.models.outputs import told
 from synq.models.structure import batchnorms
 from synq.quantization.convert import (
     activation_quantizers,
+    input_bits,
     packed_bytes,
     quantize,
     quantized_names,
 )
-from synq.quantization.coverage import Part, examine, refuse
+from synq.quantization.coverage import Part, examine, quantized_weights, refuse
 from synq.quantization.dataflow import work_of
 from synq.quantization.quantizers import Recipe
 from synq.quantization.trace import QUANTIZED
@@ -104,7 +104,7 @@ def inspect_model(
         "feature_blocks": blocks,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "quantized_parameters": sum(
-            math.prod(layer.weight or [0]) for layer in layers if not layer.reason
+            weight.numel() for weight in quantized_weights(model, anatomy).values()
         ),
         "multiply_adds": sum(layer.multiply_adds or 0 for layer in layers),
         # Full precision needs no ranges, so it is counted without them, as evaluation does.
@@ -146,7 +146,7 @@ def _scopes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, An
             student = quantize(copy.deepcopy(model), recipe, image_shape)
         except ModelError:
             continue
-        work = work_of(model, image_shape, recipe, {})
+        work = work_of(model, image_shape, recipe, {}, input_bits(student))
         found[scope] = {
             "tensors": len(activation_quantizers(student)),
             "layers": work.reading,

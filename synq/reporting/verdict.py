@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from synq.config import layout
+from synq.config.calibration import FLOAT
 from synq.config.grid import parse_bits
 from synq.reporting.changes import Changes, changed, standard_error
 
@@ -80,7 +81,11 @@ def _verdict(
         "float_bytes": whole,
         "times_smaller": whole / size,
         "quantized": (
-            None if inspection is None else shares(inspection, first.get("multiply_adds_share"))
+            None
+            if inspection is None
+            else shares(
+                inspection, first.get("multiply_adds_share"), first.get("float_layers") or ()
+            )
         ),
         "ship": _ship(first, exports[0]),
     }
@@ -110,22 +115,26 @@ def _judgement(lost: float, points: float | None, *, measured: bool) -> str:
     return "within" if lost <= points + 1e-9 else "over"
 
 
-def shares(inspection: Mapping[str, Any], inputs: float | None) -> dict[str, Any]:
+def shares(
+    inspection: Mapping[str, Any], inputs: float | None, kept: Collection[str] = ()
+) -> dict[str, Any]:
     """How much of a network is quantized, of what its inspection found: layers and multiply-adds.
 
     ``multiply_adds`` is the share of them in layers whose weights are quantized, and ``inputs`` of
     those that read a quantized input too, which depends on the run's scope; None where none is
-    known.
+    known. ``kept`` are the layers that the run keeps in full precision.
     """
     layers = [part for part in inspection["parts"] if part["role"] == "layer" and part["calls"]]
-    own = [part for part in layers if not part["reason"]]
+    own = [part for part in layers if not part["reason"] and part["name"] not in kept]
+    calls = [f"{call['module']} ({call['function']})" for call in inspection["functional_layers"]]
     total, done = (sum(part["multiply_adds"] or 0 for part in some) for some in (layers, own))
     return {
         "layers": len(own),
-        "of": len(layers),
-        "multiply_adds": done / total if total else None,
+        "of": len(layers) + len(calls),
+        # What a function computes was not counted.
+        "multiply_adds": done / total if total and not calls else None,
         "inputs": inputs,
-        "left": [part["name"] for part in layers if part["reason"]],
+        "left": [part["name"] for part in layers if part not in own] + calls,
     }
 
 
@@ -172,9 +181,17 @@ def _judged(found: Mapping[str, Any]) -> str:
 
 def _quantized(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     weights, activations = parse_bits(found["bits"])
-    ends = run["settings"]["calibration"].get("ends_bits", 0)
-    widths = f"{weights} bits" + (f" (the first and the last layer {ends})" if ends else "")
-    text = f"weights of {widths}, activations of {activations}"
+    calibration = run["settings"]["calibration"]
+    ends = calibration.get("ends_bits", 0)
+    if any(calibration.get(key) for key in ("keep_bits", "budget", "average_bits")):
+        spreads = run.get("widths") or {}
+        text = (
+            f"weights of {_widths(spreads.get('weights'), weights)}, "
+            f"activations of {_widths(spreads.get('activations'), activations)}"
+        )
+    else:
+        widths = f"{weights} bits" + (f" (the first and the last layer {ends})" if ends else "")
+        text = f"weights of {widths}, activations of {activations}"
     part = found["quantized"]
     if part is None:
         return f"{text}; how much of the network that is was not looked at"
@@ -185,6 +202,15 @@ def _quantized(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     if part["inputs"] is not None:
         text += f"; {_read(part['inputs'], run.get('scope', 'calls'))}"
     return text
+
+
+def _widths(spread: Sequence[float] | None, bits: int) -> str:
+    """Those of tensors with bits of their own: their smallest, largest and mean; else the run's."""
+    mean, least, most = spread or [bits] * 3
+    if least == most:
+        return f"{least:g} bits"
+    largest = "32 (full precision)" if most >= FLOAT else f"{most:g}"
+    return f"{least:g} to {largest} bits ({mean:.2f} on average)"
 
 
 def _read(share: float, scope: str) -> str:

@@ -17,7 +17,7 @@ from synq.io.artifacts import read_json, write_json
 from synq.io.shards import ImageSource, ShardSet, split
 from synq.io.students import Students
 from synq.models.teacher import Teacher, read_teacher
-from synq.quantization.convert import weight_quantizers
+from synq.quantization.convert import input_bits, layers_of, weight_quantizers
 from synq.quantization.dataflow import work_of
 from synq.quantization.quantizers import Recipe
 from synq.quantization.student import check_teacher, recipe_of, student_of
@@ -139,8 +139,9 @@ def evaluate_run(
 def work_on_an_image(network: Teacher, student: nn.Module, recipe: Recipe) -> dict[str, Any]:
     """What an image costs, and how much of it reads codes."""
     bits = {name: own.weight_quantizer.bits for name, own in weight_quantizers(student).items()}
-    work = work_of(network.model, network.image_shape, recipe, bits)
+    work = work_of(network.model, network.image_shape, recipe, bits, input_bits(student))
     return {
+        "float_layers": [name for name in layers_of(student) if name not in bits],
         "layers": len(work.layers),
         "layers_reading_codes": work.reading,
         "multiply_adds": sum(products for _, products, *_ in work.layers),

@@ -294,7 +294,12 @@ def test_layers_that_stay_in_full_precision_are_told_with_the_reason():
     assert (call.module, call.function) == ("7", "F.linear")
     assert anatomy.other_norms == ["6.norm (LayerNorm)"]
     assert not anatomy.functional_gates
-    assert next(row for row in rows if row.name == "6.attention").multiply_adds is None
+    adds = {row.name: row.multiply_adds for row in rows if row.name.startswith("6.attention")}
+    tokens, width = 4, 4
+    assert adds == {
+        "6.attention": tokens * 3 * width * width,
+        "6.attention.out_proj": tokens * width * width,
+    }
 
 
 class Einsum(nn.Module):
@@ -315,6 +320,19 @@ class Product(nn.Module):
         return (x.movedim(1, 3) @ self.linear.weight.t()).movedim(3, 1)
 
 
+class Owner(nn.Module):
+    """Has a table and parts, and calls an activation between two products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(4, 4))
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = F.relu(torch.einsum("bchw,cd->bhwd", x, self.table))
+        return F.linear(seen, self.linear.weight).movedim(3, 1)
+
+
 class Gram(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ x.transpose(2, 3)
@@ -325,6 +343,7 @@ class Gram(nn.Module):
     [
         (Einsum(), [("2", "einsum with a weight")]),
         (Product(), [("2", "matmul with a weight")]),
+        (Owner(), [("2", "F.linear"), ("2", "einsum with a weight")]),
         (Gram(), []),
     ],
 )

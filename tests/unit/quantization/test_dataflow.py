@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import pytest
+import small_transformers
 import torch
 from test_integers import SHAPE, Everything, Plain
 from torch import nn
@@ -15,6 +16,8 @@ from synq.models.build import frozen
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import (
     activation_quantizers,
+    input_bits,
+    layers_of,
     quantize,
     quantized_names,
     weight_quantizers,
@@ -177,6 +180,21 @@ def test_the_share_of_the_multiply_adds_is_that_of_the_inspection():
     assert len(works["calls"].layers) == told["of"]
     assert works["calls"].share == pytest.approx(told["multiply_adds_share"])
     assert works["inputs"].share == 1
+
+
+@pytest.mark.parametrize(
+    "make", [small_transformers.small, lambda: small_transformers.fused(False)]
+)
+def test_a_student_of_a_transformer_reads_what_its_inspection_says(make):
+    torch.manual_seed(0)
+    model, shape, recipe = frozen(make()), small_transformers.SHAPE, Recipe(4, 3)
+    student = quantize(copy.deepcopy(model), recipe, shape)
+    work = work_of(model, shape, recipe, {}, input_bits(student))
+    found = inspect_model(model, shape)
+    assert work.reading == found["quantized_inputs"]["layers"]
+    assert len(work.layers) == found["quantized_inputs"]["of"] == len(layers_of(student))
+    assert sum(products for _, products, *_ in work.layers) == found["multiply_adds"]
+    assert work.share == pytest.approx(found["quantized_inputs"]["multiply_adds_share"])
 
 
 def test_bit_operations_are_counted_by_hand():

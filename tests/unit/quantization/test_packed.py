@@ -18,7 +18,7 @@ from synq.io.artifacts import read_checkpoint, write_checkpoint
 from synq.models.build import build, frozen
 from synq.models.weights import load_weights
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import quantize, weight_quantizers
+from synq.quantization.convert import packed_bytes, quantize, weight_quantizers
 from synq.quantization.packed import codes_in, pack, stream_of, unpack, weight_key
 from synq.quantization.quantizers import Recipe
 from synq.runtime.process import generator_for
@@ -261,12 +261,40 @@ def test_what_is_not_the_record_s_is_refused():
         unpack(tensors, {**layout, "weights": 3})
 
 
-def test_a_layer_that_would_not_come_back_is_refused():
-    """Two layers of one weight, at two widths."""
-    first, second = nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3)
+def tied(recipe, make=nn.Conv2d):
+    torch.manual_seed(0)
+    first, second = make(8, 8, 3), make(8, 8, 3)
     second.weight = first.weight
-    model = nn.Sequential(first, nn.ReLU(), second, nn.Conv2d(32, 4, 1))
-    student = quantize(frozen(model), Recipe(5, 4, keep={"0": 2})).eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), first, nn.ReLU(), second, nn.Conv2d(8, 4, 1))
+    return quantize(frozen(model), recipe).eval()
+
+
+@pytest.mark.parametrize("weights", ["learned", "minmax"])
+def test_layers_of_one_weight_have_one_grid_and_come_back(tmp_path, weights):
+    recipe = Recipe(3, 4, weights=weights)
+    student = tied(recipe)
+    images = torch.randn(4, 3, 12, 12, generator=generator_for(0))
+    calibrate(student, [images], Calibration())
+    assert student[1].weight_quantizer is student[3].weight_quantizer
+    other = tied(recipe)
+    other.load_state_dict(unpack(*pack(student)), strict=True)
+    assert torch.equal(other(images), student(images))
+    weights = [layer.weight.numel() for layer in (student[0], student[1], student[4])]
+    biases = 4 * (8 + 8 + 8 + 4)
+    grids = 8 * (8 + 8 + 4) + 8 * 1
+    assert packed_bytes(student) == sum(-(-count * 3 // 8) for count in weights) + biases + grids
+
+
+def test_layers_of_one_weight_at_two_widths_are_refused():
+    with pytest.raises(ModelError, match="1 and 3 have one weight in common"):
+        tied(Recipe(5, 4, keep={"1": 2}))
+
+
+def test_a_layer_that_would_not_come_back_is_refused(monkeypatch):
+    student = tied(Recipe(5, 4))
+    state = student.state_dict()
+    other = {name: value + 1 for name, value in state.items()}
+    monkeypatch.setattr("synq.quantization.packed.unpack", lambda *_: other)
     with pytest.raises(ModelError, match="cannot be packed"):
         pack(student)
 

@@ -16,9 +16,13 @@ def part(name, reason="", adds=100, role="layer", calls=1):
     return {"name": name, "role": role, "calls": calls, "multiply_adds": adds, "reason": reason}
 
 
-def inspection(*parts):
+def inspection(*parts, calls=()):
     # What the network alone would quantize; a run of a wider scope has more.
-    return {"parts": list(parts), "quantized_inputs": {"multiply_adds_share": 0.3}}
+    return {
+        "parts": list(parts),
+        "quantized_inputs": {"multiply_adds_share": 0.3},
+        "functional_layers": [{"module": module, "function": "F.linear"} for module in calls],
+    }
 
 
 def run(seed=0, top1=97.0, full=98.0, export=EXPORT, epochs=2, ends=0, **changes):
@@ -137,6 +141,28 @@ def test_what_is_quantized_is_a_share_of_the_layers_that_are_called():
 def test_a_share_is_not_rounded_up_to_all_of_it():
     parts = [part("a", adds=99_999), part("b", "a gate", 1)]
     assert "99.9 % of the multiply-adds" in judged(run(), parts=parts)["words"]["quantized"]
+
+
+def test_layers_that_the_run_keeps_in_full_precision_are_not_counted_as_quantized():
+    calibration = {"ends_bits": 0, "keep_bits": ["fc=float"]}
+    kept = run(
+        float_layers=["fc"],
+        widths={"weights": [15.95, 4, 32], "activations": [3, 3, 3]},
+        settings={"calibration": calibration, "finetune": {"epochs": 2}},
+    )
+    found = judged(kept, parts=[part("a"), part("fc", adds=300)])
+    assert found["words"]["quantized"].startswith(
+        "weights of 4 to 32 (full precision) bits (15.95 on average), activations of 3 bits: "
+        "1 of 2 layers, 25 % of the multiply-adds; "
+    )
+    assert "1 layer in full precision: fc" in found["doubts"]
+
+
+def test_weights_that_functions_use_are_not_counted_as_quantized():
+    found = shares(inspection(part("a"), calls=["block"]), 1.0)
+    assert (found["layers"], found["of"]) == (1, 2)
+    assert found["multiply_adds"] is None
+    assert found["left"] == ["block (F.linear)"]
 
 
 def test_other_bits_of_the_ends_are_said():
