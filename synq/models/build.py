@@ -20,7 +20,7 @@ from synq.models.weights import check_numbers
 _DEFINITION = re.compile(r"^def (?!get_|lambda_|create_|calc_)([a-z0-9_]+)\(", re.MULTILINE)
 
 # The share of the largest logit by which two forwards of the same image may differ.
-REPEATED = 1e-3
+REPEATED = 1e-2
 
 
 def architectures() -> dict[str, str]:
