@@ -44,14 +44,37 @@ def open_inputs(model: nn.Module) -> list[nn.Linear]:
     return [layer for layer in found if layer not in behind_activation]
 
 
-def projected(layer: nn.MultiheadAttention, args: Sequence[Any]) -> tuple[int, int]:
-    """Multiply-adds of its two weights, of the arguments of F.multi_head_attention_forward.
+def owners(model: nn.Module) -> dict[int, nn.Linear]:
+    """The linear layers inside of attentions, by the number of their weight."""
+    inside = (
+        layer for attention in attention_layers(model).values() for layer in attention.modules()
+    )
+    return {id(layer.weight): layer for layer in inside if isinstance(layer, nn.Linear)}
 
-    The first one makes queries, keys and values, and the second the output.
+
+def owned_products(
+    owners: Mapping[int, nn.Linear],
+    caller: nn.Module | None,
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> dict[nn.Module, int]:
+    """Multiply-adds of the attentions' weights in a call of a function, by who owns the weight.
+
+    nn.MultiheadAttention itself owns the one that makes queries, keys and values.
     """
-    query, key, value = args[:3]
-    numbers = query.numel() + key.numel() + value.numel()
-    return numbers * layer.embed_dim, query.numel() * layer.embed_dim
+    if func is functional.multi_head_attention_forward:
+        if not isinstance(caller, nn.MultiheadAttention):
+            return {}
+        query, key, value = args[:3]
+        numbers = query.numel() + key.numel() + value.numel()
+        own, width = caller.embed_dim, query.numel()
+        return {caller: numbers * own, caller.out_proj: width * own}
+    if func is not functional.linear:
+        return {}
+    given = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
+    layer = owners.get(id(given["weight"]))
+    return {layer: given["input"].numel() * layer.out_features} if layer is not None else {}
 
 
 class OpenMultiheadAttention(nn.MultiheadAttention):

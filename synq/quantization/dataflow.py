@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from synq.config.calibration import FLOAT
@@ -29,7 +28,7 @@ from synq.quantization.activations import (
     activation,
     spoken,
 )
-from synq.quantization.attention import projected
+from synq.quantization.attention import owned_products, owners
 from synq.quantization.quantizers import Recipe
 from synq.quantization.sites import (
     FORWARD,
@@ -146,11 +145,8 @@ class Flow(Listing):
         self.values: dict[Value, None] = {}
         self.layers: list[LayerCall] = []
         self.attended: list[LayerCall] = []
-        self._owners = {
-            id(module.weight): (name, module)
-            for name, module in model.named_modules()
-            if name in closed and isinstance(module, nn.Linear)
-        }
+        self._owners = owners(model)
+        self._names = {module: name for name, module in model.named_modules()}
         self._clock, self._newest = 0, list[Value]()
         # The tensors themselves are kept, so that no later one has the number of an earlier one.
         self._of: dict[int, tuple[Tensor, Value, bool]] = {}
@@ -241,29 +237,15 @@ class Flow(Listing):
         inside = any(opaque(module) for _, module in self.running)
         sources = [] if inside else self._read([args, kwargs])
         result = super().other(func, args, kwargs)
-        self._look_inside(func, args, kwargs, result)
+        caller = self.running[-1][1] if self.running else None
+        for layer, products in owned_products(self._owners, caller, func, args, kwargs).items():
+            self.attended.append(LayerCall(layer, self._names[layer], Value(OTHER), products))
         if sources and name in PRESERVING:
             self._follow(result, sources[0][0])
         elif sources and next(_tensors(result), None) is not None:
             self._note(sources, OTHER)
             self._follow(result, Value(OTHER))
         return result
-
-    def _look_inside(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Whether it is a product of an attention's weight."""
-        if func is functional.linear:
-            given = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
-            if id(given["weight"]) in self._owners:
-                name, layer = self._owners[id(given["weight"])]
-                products = _products(layer, result, args)
-                self.attended.append(LayerCall(layer, name, Value(OTHER), products))
-        elif func is functional.multi_head_attention_forward:
-            name, module = self.running[-1]
-            if isinstance(module, nn.MultiheadAttention):
-                entering, leaving = projected(module, args)
-                out = f"{name}.out_proj".removeprefix(".")
-                self.attended.append(LayerCall(module, name, Value(OTHER), entering))
-                self.attended.append(LayerCall(module.out_proj, out, Value(OTHER), leaving))
 
     def ended(self, output: Any) -> None:
         super().ended(output)

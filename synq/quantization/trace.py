@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from synq.models.structure import attention_layers
 from synq.quantization.activations import PRESERVING, activation
-from synq.quantization.attention import projected
+from synq.quantization.attention import owned_products, owners
 from synq.quantization.sites import FORWARD, Calls, Site, evaluating, opaque
 
 IMAGE, QUANTIZED = "image", "quantized"
@@ -54,9 +52,9 @@ class Trace(TorchFunctionMode):
     weight is a parameter, a buffer, or what was computed of these alone. ``origin`` is
     ``quantized`` where the tensor came from a module of the types ``quantized`` or from a site and
     kept its values, or else the function that made it. ``attended`` has the multiply-adds of
-    nn.MultiheadAttention, and of the layers that an attention hands to a function. Those of all
-    others are known where it is ``counting``, for which torch imports its compiler: seconds that
-    only who asks for them shall wait.
+    the attentions' weights, by who owns each. Those of all others are known where it is
+    ``counting``, for which torch imports its compiler: seconds that only who asks for them shall
+    wait.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class Trace(TorchFunctionMode):
         self._counter = FlopCounterMode(display=False) if counting else None
         self._counts: list[int] = []
         self.attended: Counter[nn.Module] = Counter()
-        self._attentions = {*attention_layers(model).values()}
+        self._owners = owners(model)
         self._origins: Any = WeakTensorKeyDictionary()
         self._weights: Any = WeakTensorKeyDictionary()
 
@@ -153,7 +151,7 @@ class Trace(TorchFunctionMode):
         result = func(*args, **kwargs)
         caller = self._running[-1] if self._running else None
         self.functions[caller, func] = None
-        self.attended.update(self._attended(caller, func, args, kwargs))
+        self.attended.update(owned_products(self._owners, caller, func, args, kwargs))
         name = getattr(func, "__name__", "").strip("_")
         weights = [tensor in self._weights for tensor in _tensors([*args, *kwargs.values()])]
         if all(weights) and weights:
@@ -172,22 +170,6 @@ class Trace(TorchFunctionMode):
         for tensor in _tensors(result):
             self._origins[tensor] = origin
         return result
-
-    def _attended(
-        self, caller: nn.Module | None, func: Callable[..., Any], args: Any, kwargs: Any
-    ) -> dict[nn.Module, int]:
-        if func is functional.multi_head_attention_forward:
-            if not isinstance(caller, nn.MultiheadAttention):
-                return {}
-            entering, leaving = projected(caller, args)
-            return {caller: entering, caller.out_proj: leaving}
-        if func is not functional.linear or caller not in self._attentions:
-            return {}
-        given = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
-        weight = given["weight"]
-        owned = [c for c in caller.children() if getattr(c, "weight", None) is weight]
-        tokens = given["input"].numel() // weight.shape[1]
-        return dict.fromkeys(owned[:1], tokens * weight.numel())
 
     def _site_of(
         self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
