@@ -21,7 +21,8 @@ from synq.config.gpus import visible_gpus
 from synq.config.jobs import listed
 from synq.config.needs import misfits, needs
 from synq.config.places import lacking
-from synq.config.plan import plan, shard_classes
+from synq.config.plan import shard_classes
+from synq.config.reading import plan
 from synq.config.provenance import FILES, ZOOS, Provenance
 from synq.config.reasons import reasons
 from synq.config.repeated import repeated

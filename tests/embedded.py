@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from synq.config.model import Model
-from synq.config.plan import plan
+from synq.config.reading import plan
 from synq.stages.fetch import fetch
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,8 @@ from synq.config.grid import parse_bits
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
 from synq.config.needs import needs
-from synq.config.plan import METHOD_STAGES, STAGES, Plan, entries, plan, shard_classes
+from synq.config.plan import METHOD_STAGES, STAGES, Plan, shard_classes
+from synq.config.reading import entries, plan
 from synq.config.synthesis import Synthesis
 from synq.errors import ConfigError, nearest
 

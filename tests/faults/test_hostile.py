@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from synq.config.model import Model
-from synq.config.plan import NAME, plan
+from synq.config.reading import NAME, plan
 from synq.errors import ConfigError, UserError
 from synq.io.artifacts import read_checkpoint, read_json, save, write_checkpoint, write_json
 from synq.io.hdf5 import BLOCK, seal

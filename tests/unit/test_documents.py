@@ -20,7 +20,7 @@ from snakemake.cli import get_argument_parser
 from snakemake.utils import update_config
 
 from synq.cli import COMMANDS, parser
-from synq.config.plan import SECTIONS, plan
+from synq.config.reading import SECTIONS, plan
 from synq.errors import ConfigError
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))

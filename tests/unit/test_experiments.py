@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from synq.config.needs import needs
-from synq.config.plan import plan
+from synq.config.reading import plan
 from synq.models.sources import construct
 from synq.reporting.inspection import inspect_model
 

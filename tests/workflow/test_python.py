@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from snakemake.utils import update_config
 
 import synq
-from synq.config.plan import plan
+from synq.config.reading import plan
 from synq.io.artifacts import file_sha256, read_checkpoint, read_json
 from synq.io.shards import ShardSet
 from synq.models.digits import resnet20

@@ -17,7 +17,7 @@ from own_network import FEW, INPUT, Own
 from running import ENVIRONMENT, SYNQ
 
 import synq
-from synq.config.plan import plan
+from synq.config.reading import plan
 from synq.models.digits import resnet20
 from synq.reporting.inspection import inspect_model
 from synq.stages.inspect import HEADERS, facts, rows, verdict

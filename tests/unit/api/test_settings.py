@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from synq.api import settings
-from synq.config.plan import plan
+from synq.config.reading import plan
 
 WORKFLOW = yaml.safe_load((Path(__file__).parents[3] / "config.yaml").read_text("utf-8"))
 NETWORK = settings.described((3, 32, 32), 10, [0.5] * 3, [0.5] * 3)

@@ -21,7 +21,8 @@ from synq.config.cost import (
 from synq.config.finetune import Finetune
 from synq.config.images import RealImages, TestSet
 from synq.config.model import Model
-from synq.config.plan import Plan, plan
+from synq.config.plan import Plan
+from synq.config.reading import plan
 from synq.config.synthesis import Synthesis
 
 SMALL = Model(source="pytorchcv", architecture="resnet20_cifar10")

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from synq.config.jobs import jobs, listed
-from synq.config.plan import plan
+from synq.config.reading import plan
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from synq.config.needs import SETTINGS, needs, refused_widths, unmet
-from synq.config.plan import plan
+from synq.config.reading import plan
 from synq.reporting.inspection import CHECKS
 
 CONFIG = yaml.safe_load((Path(__file__).parents[3] / "config.yaml").read_text("utf-8"))

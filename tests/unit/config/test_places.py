@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from synq.config.places import _sha256, lacking
-from synq.config.plan import plan
+from synq.config.reading import plan
 
 CONFIG = yaml.safe_load((Path(__file__).parents[3] / "config.yaml").read_text("utf-8"))
 OWN = {

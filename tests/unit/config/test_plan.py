@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from synq.config.fields import flags
-from synq.config.plan import plan, shard_classes, shard_name
+from synq.config.plan import shard_classes, shard_name
+from synq.config.reading import plan
 from synq.errors import ConfigError
 
 PROJECT = Path(__file__).parents[3]

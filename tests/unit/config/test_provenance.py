@@ -8,8 +8,8 @@ import yaml
 
 from synq.config.cost import Limits
 from synq.config.needs import misfits
-from synq.config.plan import plan
 from synq.config.provenance import Provenance
+from synq.config.reading import plan
 
 CONFIG = yaml.safe_load((Path(__file__).parents[3] / "config.yaml").read_text("utf-8"))
 DIGITS = "digits-resnet20"

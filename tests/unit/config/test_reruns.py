@@ -86,6 +86,7 @@ EDITS = {
     "config/synthesis.py": set(),
     "config/model.py": set(),
     "config/plan.py": set(),
+    "config/reading.py": set(),
     "config/jobs.py": set(),
     "config/targets.py": set(),
     "config/pytorchcv_table.py": set(),

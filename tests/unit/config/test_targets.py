@@ -9,7 +9,7 @@ import yaml
 from synq.config.calibration import Calibration
 from synq.config.export import Export
 from synq.config.places import lacking
-from synq.config.plan import plan
+from synq.config.reading import plan
 from synq.config.targets import missing, unfit
 from synq.errors import ConfigError
 

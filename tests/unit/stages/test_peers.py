@@ -10,7 +10,8 @@ import yaml
 from embedded import NAME, ROOT, embedded_teacher
 
 from synq.config.finetune import Finetune
-from synq.config.plan import plan, shard_classes
+from synq.config.plan import shard_classes
+from synq.config.reading import plan
 from synq.errors import ConfigError
 from synq.io.artifacts import read_checkpoint
 from synq.io.shards import ShardSet
