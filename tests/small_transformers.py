@@ -49,6 +49,16 @@ def fused(functional_calls):
     return _seeded(lambda: Transformer(lambda: Fused(functional_calls)))
 
 
+def separate(names):
+    """The same with a layer for each of queries, keys and values, by these names."""
+    return _seeded(lambda: Transformer(lambda: Separate(names)))
+
+
+def blocks_that_attend():
+    """The same whose blocks own these layers themselves, beside their MLP."""
+    return _seeded(lambda: Transformer(None, Attending))
+
+
 def _seeded(make):
     torch.manual_seed(0)
     model = make()
@@ -60,12 +70,13 @@ def _seeded(make):
 
 
 class Transformer(nn.Module):
-    def __init__(self, attention):
+    def __init__(self, attention, block=None):
         super().__init__()
+        block = block or (lambda: Block(attention()))
         self.patches = nn.Conv2d(3, WIDTH, 8, 8)
         self.class_token = nn.Parameter(torch.randn(1, 1, WIDTH))
         self.positions = nn.Parameter(0.5 * torch.randn(1, 17, WIDTH))
-        self.blocks = nn.Sequential(Block(attention()), Block(attention()))
+        self.blocks = nn.Sequential(block(), block())
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, CLASSES)
         for block in self.blocks:
@@ -115,3 +126,29 @@ class Fused(nn.Module):
         if self.functional_calls:
             return functional.linear(mixed, self.proj.weight, self.proj.bias)
         return self.proj(self.drop(mixed))
+
+
+class Separate(nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Linear(WIDTH, WIDTH))
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens):
+        layers = map(self.get_submodule, self.names)
+        q, k, v = (layer(tokens).unflatten(2, (HEADS, -1)).transpose(1, 2) for layer in layers)
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.proj(mixed)
+
+
+class Attending(Separate):
+    def __init__(self):
+        super().__init__(("q", "k", "v"))
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 48), nn.GELU(), nn.Linear(48, WIDTH))
+
+    def forward(self, tokens):
+        tokens = tokens + super().forward(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))

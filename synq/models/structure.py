@@ -14,6 +14,11 @@ from synq.errors import ModelError, reason
 # What the layer that makes queries, keys and values at once is called: DeiT, Swin and all that
 # follow them; MaxViT.
 FUSED = ("qkv", "to_qkv")
+# What three such layers are called where each makes one of them: timm, transformers, and others.
+SEPARATE = (
+    *(("q", "k", "v"), ("to_q", "to_k", "to_v"), ("wq", "wk", "wv")),
+    *(("query", "key", "value"), ("q_proj", "k_proj", "v_proj")),
+)
 # By their exact type: a subclass may use its weight in another way. The second is the output
 # projection of nn.MultiheadAttention, and the same thing under another name.
 LINEAR: tuple[type[nn.Linear], ...] = (nn.Linear, NonDynamicallyQuantizableLinear)
@@ -33,7 +38,8 @@ def batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
             "the model has no BatchNorm layer with running statistics to synthesize images from; "
             "images of a network that has do in their place (relative: NAME, another model of the "
             "config with the same classes; from Python images=synq.synthesize(OTHER, ...)), or a "
-            "few real ones (method few-shot), and for a transformer synthesis.prior: patches"
+            "few real ones (method few-shot), and for a transformer with nn.MultiheadAttention, or "
+            "linear layers of its own called qkv or q, k and v, synthesis.prior: patches"
         )
     return layers
 
@@ -48,14 +54,15 @@ def statistical(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> attention layer: nn.MultiheadAttention, or what owns a linear layer of ``FUSED``."""
+    """Name -> attention layer: nn.MultiheadAttention, or what owns the linear layers of one."""
     return {name: module for name, module in model.named_modules() if is_attention(module)}
 
 
 def is_attention(module: nn.Module) -> bool:
-    fused = (getattr(module, name, None) for name in FUSED)
+    """Whether it is nn.MultiheadAttention, or owns linear layers of ``FUSED`` or ``SEPARATE``."""
     return isinstance(module, nn.MultiheadAttention) or any(
-        isinstance(layer, nn.Linear) for layer in fused
+        all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
+        for names in (*((name,) for name in FUSED), *SEPARATE)
     )
 
 

@@ -45,11 +45,9 @@ def open_inputs(model: nn.Module) -> list[nn.Linear]:
 
 
 def owners(model: nn.Module) -> dict[int, nn.Linear]:
-    """The linear layers inside of attentions, by the number of their weight."""
-    inside = (
-        layer for attention in attention_layers(model).values() for layer in attention.modules()
-    )
-    return {id(layer.weight): layer for layer in inside if isinstance(layer, nn.Linear)}
+    """The linear layers of attentions, by the number of their weight."""
+    own = (layer for module in attention_layers(model).values() for layer in module.children())
+    return {id(layer.weight): layer for layer in own if isinstance(layer, nn.Linear)}
 
 
 def owned_products(

@@ -135,11 +135,12 @@ class Flow(Listing):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        attentions = [f"{name}." for name in attention_layers(model)]
+        # A transformer's block that makes queries and keys itself has an MLP, too, deeper inside.
+        attentions = attention_layers(model)
         closed = {
             name
             for name, _ in model.named_modules()
-            if any(f"{name}.".startswith(attention) for attention in attentions)
+            if name in attentions or (name and name.rpartition(".")[0] in attentions)
         }
         super().__init__(Scope(operations=True, closed=frozenset(closed)))
         self.values: dict[Value, None] = {}

@@ -101,8 +101,7 @@ def to_onnx(
     activations_read: set[_OperatorsOfGrid] = set()
     own = weight_quantizers(network)
     weights = [*own.values()]
-    # Layers may share one.
-    held = {layer: id(layer.weight) for name, layer in own.items() if name in used}
+    counted = [layer for name, layer in own.items() if name in used]
     two_bits = takes.two_bits and any(w.weight_quantizer.bits == 2 for w in weights)
     opset = OPSET_OF_2_BITS if two_bits else OPSET
     for layer in weights:
@@ -136,9 +135,10 @@ def to_onnx(
         kernels + narrowed,
         sum(node.op_type == "QuantizeLinear" for node in model.graph),
     )
-    # Layers that round one tensor to one grid have one operator.
+    # Layers that round one tensor to one grid have one operator, and so have equal weights.
+    quantizers = [layer.weight_quantizer for layer in counted]
     read = (
-        len({held[layer] for layer in held if layer.weight_quantizer in weights_read}),
+        len({quantizer.held for quantizer in quantizers if quantizer in weights_read}),
         len({module.values for module in activations_read}),
     )
     if found[0] < read[0] or found[1] < read[1]:
@@ -262,6 +262,12 @@ class _CodesOfWeight(Quantizer):
             self.register_buffer("codes", codes.to(kind))
             self.register_buffer("scales", scales)
             self.register_buffer("zeros", zeros.to(kind))
+
+    @property
+    def held(self) -> tuple[Any, ...]:
+        """What tells it from another: torch's exporter makes one tensor of equal ones."""
+        buffers = (self.get_buffer(name) for name in Codes._fields)
+        return tuple((tuple(own.shape), own.numpy().tobytes()) for own in buffers)
 
     def rounded(self, values: Tensor) -> Tensor:
         if self.values is not None:

@@ -5,8 +5,10 @@ import torch
 from small_transformers import (
     SHAPE,
     WIDTH,
+    blocks_that_attend,
     deit_tiny,
     fused,
+    separate,
     small,
     small_swin,
     swin_tiny,
@@ -30,6 +32,8 @@ SMALL = {
     "MultiheadAttention": small,
     "layers called": lambda: fused(False),
     "weights handed over": lambda: fused(True),
+    "layers of three": lambda: separate(("query", "key", "value")),
+    "blocks that attend": blocks_that_attend,
     "shifted windows": small_swin,
 }
 
@@ -100,7 +104,10 @@ def test_names_are_those_of_the_network():
 def test_inputs_of_the_layers_take_few_values_and_residual_sums_do_not(model):
     network = student(model, (8, 4))
     quantizers = activation_quantizers(network)
-    assert len(quantizers) == (17 if any("features" in name for name in quantizers) else 8)
+    # Two more a block where queries, keys and values have a layer each.
+    more = 2 * sum(name.endswith((".q.input", ".query.input")) for name in quantizers)
+    swin = any("features" in name for name in quantizers)
+    assert len(quantizers) == (17 if swin else 8 + more)
     with torch.no_grad(), recorded(quantizers) as record:
         network(images())
     assert set(record) == set(quantizers)
@@ -127,7 +134,7 @@ def test_same_network_same_output(model):
 
 
 def weights_of(network):
-    """Every weight of an attention: the fused one, and those of its layers."""
+    """Every weight in an attention: the fused one, and those of its layers."""
     for layer in attention_layers(network).values():
         for name, parameter in layer.named_parameters():
             if name.endswith("weight") and parameter.dim() == 2:
@@ -138,7 +145,8 @@ def weights_of(network):
 def test_a_change_under_half_a_step_changes_nothing(model, graph):
     network, x = student(model, (4, 8)), images(2)
     weights = list(weights_of(network))
-    assert len(weights) == 2 * len(attention_layers(network))
+    inside = [m for layer in attention_layers(network).values() for m in layer.modules()]
+    assert len(weights) == sum(isinstance(module, QuantizedWeight) for module in inside)
     with torch.set_grad_enabled(graph):
         for weight in weights:
             lo, hi = weight.aminmax(dim=1, keepdim=True)

@@ -183,7 +183,13 @@ def test_the_share_of_the_multiply_adds_is_that_of_the_inspection():
 
 
 @pytest.mark.parametrize(
-    "make", [small_transformers.small, lambda: small_transformers.fused(False)]
+    "make",
+    [
+        small_transformers.small,
+        lambda: small_transformers.fused(False),
+        lambda: small_transformers.separate(("to_q", "to_k", "to_v")),
+        small_transformers.blocks_that_attend,
+    ],
 )
 def test_a_student_of_a_transformer_reads_what_its_inspection_says(make):
     torch.manual_seed(0)
