@@ -37,6 +37,15 @@ def small_swin():
     return _seeded(lambda: make(**sizes, window_size=[3, 3], num_classes=CLASSES))
 
 
+def small_swin_v2():
+    """The same with an MLP of the distances in each attention."""
+    swin = torchvision_models().swin_transformer
+    sizes = {"patch_size": [4, 4], "embed_dim": WIDTH, "depths": [2, 2], "num_heads": [HEADS, 6]}
+    kinds = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2}
+    make = swin.SwinTransformer
+    return _seeded(lambda: make(**sizes, **kinds, window_size=[4, 4], num_classes=CLASSES))
+
+
 def small():
     """Two blocks on 4 x 4 patches and a class token, as in torchvision's VisionTransformer."""
     return _seeded(

@@ -131,7 +131,8 @@ class Flow(Listing):
     """One forward with the origin of every tensor.
 
     ``layers`` are the calls of those outside of attentions, ``attended`` those that an attention
-    calls or hands to a function, of whose tensors the origin is not known.
+    calls or hands to a function, of whose tensors the origin is not known, and what reads no
+    image at all (the MLP of Swin V2's distances).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -214,6 +215,10 @@ class Flow(Listing):
             self._note(sources, LAYER)
             self.layers.append(
                 LayerCall(caller, path, sources[0][0], _products(caller, result, args))
+            )
+        elif name in LAYERS:
+            self.attended.append(
+                LayerCall(caller, path, Value(OTHER), _products(caller, result, args))
             )
         elif name.endswith("_norm"):
             step = all(source.kind in LAYERS for source, _ in sources)

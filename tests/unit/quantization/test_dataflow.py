@@ -189,6 +189,7 @@ def test_the_share_of_the_multiply_adds_is_that_of_the_inspection():
         lambda: small_transformers.fused(False),
         lambda: small_transformers.separate(("to_q", "to_k", "to_v")),
         small_transformers.blocks_that_attend,
+        small_transformers.small_swin_v2,
     ],
 )
 def test_a_student_of_a_transformer_reads_what_its_inspection_says(make):
