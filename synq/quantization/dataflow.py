@@ -130,7 +130,7 @@ class LayerCall(NamedTuple):
 class Flow(Listing):
     """One forward with the origin of every tensor.
 
-    ``layers`` are the calls of those outside of attentions, ``attended`` those that an attention
+    ``layers`` are the calls of those outside of attentions, ``unfollowed`` those that an attention
     calls or hands to a function, of whose tensors the origin is not known, and what reads no
     image at all (the MLP of Swin V2's distances).
     """
@@ -141,12 +141,12 @@ class Flow(Listing):
         closed = {
             name
             for name, _ in model.named_modules()
-            if name in attentions or (name and name.rpartition(".")[0] in attentions)
+            if name in attentions or name.rpartition(".")[0] in attentions
         }
         super().__init__(Scope(operations=True, closed=frozenset(closed)))
         self.values: dict[Value, None] = {}
         self.layers: list[LayerCall] = []
-        self.attended: list[LayerCall] = []
+        self.unfollowed: list[LayerCall] = []
         self._owners = owners(model)
         self._names = {module: name for name, module in model.named_modules()}
         self._clock, self._newest = 0, list[Value]()
@@ -211,15 +211,11 @@ class Flow(Listing):
             self._note(sources, OTHER)
             return result
         value = Value(name, Site(caller, key, name, added=True), names)
-        if name in LAYERS and sources:
+        if name in LAYERS:
             self._note(sources, LAYER)
-            self.layers.append(
-                LayerCall(caller, path, sources[0][0], _products(caller, result, args))
-            )
-        elif name in LAYERS:
-            self.attended.append(
-                LayerCall(caller, path, Value(OTHER), _products(caller, result, args))
-            )
+            read = sources[0][0] if sources else Value(OTHER)
+            call = LayerCall(caller, path, read, _products(caller, result, args))
+            (self.layers if sources else self.unfollowed).append(call)
         elif name.endswith("_norm"):
             step = all(source.kind in LAYERS for source, _ in sources)
             self._note(sources, STEP if step and name == "batch_norm" else OPERATION)
@@ -245,7 +241,7 @@ class Flow(Listing):
         result = super().other(func, args, kwargs)
         caller = self.running[-1][1] if self.running else None
         for layer, products in owned_products(self._owners, caller, func, args, kwargs).items():
-            self.attended.append(LayerCall(layer, self._names[layer], Value(OTHER), products))
+            self.unfollowed.append(LayerCall(layer, self._names[layer], Value(OTHER), products))
         if sources and name in PRESERVING:
             self._follow(result, sources[0][0])
         elif sources and next(_tensors(result), None) is not None:
@@ -365,7 +361,7 @@ def work_of(
     for value in flow.values:
         value.added = everything and value.written
     layers: dict[str, tuple[str, int, int, int]] = {}
-    for call in (*flow.layers, *flow.attended):
+    for call in (*flow.layers, *flow.unfollowed):
         bits = (input_bits or {}).get(call.name) or call.input.read_bits(recipe, call.name)
         before = layers.get(call.name, (call.name, 0, 0, 0))
         weight = weight_bits.get(call.name, FLOAT)
