@@ -121,7 +121,8 @@ COMMANDS = {
                 "seed of all randomness (default: 0)", seed, required=False, default=0, metavar="N"
             ),
             "test": _path(
-                "test images, one directory per class, in alphabetical order, or in that of "
+                "test images, in one directory without labels, or in one per class, in "
+                "alphabetical order, or in that of "
                 '--set "test.names=[first, second, ...]" (default: agreement is measured)',
                 required=False,
                 metavar="DIR",

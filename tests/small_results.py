@@ -69,11 +69,11 @@ def finetuned(root, **changes):
     )
 
 
-def evaluated(root):
+def evaluated(root, test=None):
     reference = root / "models/net/metrics.json"
     common = {
         "teacher": root / TEACHER,
-        "test": TestSet(dataset="digits"),
+        "test": test or TestSet(dataset="digits"),
         "settings": Evaluation(),
         **HERE,
     }

@@ -30,12 +30,14 @@ FEW = 0.5
 
 @dataclass(frozen=True)
 class Measured:
-    """Top-1 in percent on ``images``: of real test images, or agreement on held-out ones.
+    """Top-1 in percent on ``images``: of real test images, or agreement on those without labels.
 
+    ``on`` says which: test images, real images without labels, or held-out synthetic images.
     ``changes`` counts the images on which the student names another class than the network.
     """
 
     real: bool
+    on: str
     images: int
     teacher: float
     calibrated: float
@@ -125,7 +127,6 @@ class Result:
         spent = work_on_an_image(self.network, self.student, recipe)
         share = spent["multiply_adds_share"]
         work = f", {100 * share:.0f} % of the multiply-adds"
-        on = "test" if measured.real else "held-out synthetic"
         what = "top-1" if measured.real else "agreement with the network"
         numbers = f"calibrated {measured.calibrated:.2f} %, student {measured.student:.2f} %"
         if measured.real:
@@ -143,7 +144,7 @@ class Result:
             f"{spent['layers_reading_codes']} of {spent['layers']}{work}",
             f"images: {record['images']:,} ({record['image_set']}), epoch {record['epoch']} of "
             f"{record['last']}",
-            f"{what} on {measured.images:,} {on} images: {numbers}",
+            f"{what} on {measured.images:,} {measured.on}: {numbers}",
             f"size: {size}, {full / 1000:,.1f} kB in full precision",
         ]
         lines += [f"logits: {change}" for change in found["output"]]

@@ -36,13 +36,14 @@ from synq.quantization.student import (
     take_weights,
 )
 from synq.reporting.accuracy import answers, compared, confusion, doubt, top1
+from synq.reporting.changes import HELD_OUT, TESTED, UNLABELLED
 from synq.reporting.inspection import inspect_model
 from synq.runtime.process import prepared, versions
 from synq.runtime.progress import showing
 from synq.stages.evaluate import held_out_images
 from synq.stages.evaluate_teacher import predictions
 from synq.stages.finetune import calibrate_student, chosen_recipe, select, training_images
-from synq.stages.real_images import test_images
+from synq.stages.real_images import answered, test_images
 from synq.stages.sensitivity import layers_alone
 
 Settings = Mapping[str, Any] | None
@@ -84,7 +85,8 @@ def quantize(
     converted to the size and the normalisation of this one.
 
     ``synthesis`` and the other mappings change settings of the section of that name; they win over
-    the method's own. ``test`` are images to measure on: a folder with one directory per class,
+    the method's own. ``test`` are images to measure on: a folder with one directory per class, or
+    with images alone, of which agreement with the network is measured for want of labels,
     settings as in a config (``{"dataset": "arrays", "path": "test.npz"}``), or batches of images as
     the network takes them and labels, such as a DataLoader; those of an iterator are kept in
     memory. Without it agreement with the network is measured, on the images that were held out.
@@ -387,22 +389,27 @@ def _measured(
     calibrated = copy.deepcopy(trained.student)
     calibrated.load_state_dict(trained.calibrated)
     models = [network.model, calibrated, trained.student]
-    real = batches is not None or tests is not None
+    settings, on = run.evaluation, TESTED
     if batches is not None:
         labels, found = answers(models, checked(batches, network))
     else:
-        settings = run.evaluation
-        seen = tests or held_out_images(network, shards, run.finetune.holdout, settings)
+        if tests is None:
+            seen, on = held_out_images(network, shards, run.finetune.holdout, settings), HELD_OUT
+        elif tests.labelled:
+            seen = tests
+        else:
+            seen, on = answered(network, tests, settings.batch_size), UNLABELLED
         labels, found = predictions(models, network, seen, settings)
     if not len(labels):
         raise DataError("test gives no images")
     counts = [confusion(labels, own, network.classes) for own in found]
     return Measured(
-        real=real,
+        real=on == TESTED,
+        on=on,
         images=len(labels),
         teacher=top1(counts[0]),
         calibrated=top1(counts[1]),
         student=top1(counts[2]),
         changes=compared(labels, found[0], found[2]),
-        warning=doubt(counts[0]) if real else "",
+        warning=doubt(counts[0]) if on == TESTED else "",
     )

@@ -10,8 +10,9 @@ DATASETS = ("none", "digits", "folder", "arrays", "cifar10", "cifar100")
 
 
 _DATASET = (
-    "digits: scikit-learn's, inside the package; folder: one directory of images a class; "
-    "arrays: an .npz or HDF5 file; cifar10, cifar100: torchvision's, downloaded into path; none: "
+    "digits: scikit-learn's, inside the package; folder: one directory of images a class, or "
+    "images alone, which have no labels; arrays: an .npz or HDF5 file, with labels or without; "
+    "cifar10, cifar100: torchvision's, downloaded into path; none: "
 )
 
 

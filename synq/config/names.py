@@ -1,8 +1,10 @@
-"""What the classes are called, where that is written: in a text file, or by folders."""
+"""What the classes are called, where that is written: in a text file, or by folders of images."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
 def written(names: Sequence[str]) -> list[str]:
@@ -30,6 +32,12 @@ def unclear(names: Sequence[str], found: set[str]) -> str:
     wrong = {"is not among the names of the classes": found - given, "is no folder": given - found}
     said = ", and ".join(f"{some(which)} {what}" for what, which in wrong.items() if which)
     return f"{said or 'a name stands twice'}; write the folders' names, or others for all"
+
+
+def pictures(root: str | Path) -> bool:
+    """Whether image files lie in a folder itself, by their suffixes; OSError as of scandir."""
+    with os.scandir(root) as found:
+        return any(Path(entry.name).suffix.lower() in SUFFIXES for entry in found)
 
 
 def folders(root: str | Path) -> set[str]:

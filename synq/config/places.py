@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from synq.config.names import folders, some, unclear, written
+from synq.config.names import folders, pictures, some, unclear, written
 from synq.config.plan import Plan
 from synq.config.targets import missing
 from synq.errors import reason
@@ -20,8 +20,8 @@ def lacking(plan: Plan, section: str, model: str, image_set: str = "") -> list[s
     """A line for each path of a model's ``section`` (model, test or real) that is not there.
 
     Of the model it is also weights that ``sha256`` is not of, of images a folder that has not one
-    directory a class, and of ``export`` what the file's runtime needs; of the last two names of
-    classes that cannot be read, or are too few or many.
+    directory a class, nor images alone, and of ``export`` what the file's runtime needs; of the
+    last two names of classes that cannot be read, or are too few or many.
     Relative paths begin where the workflow runs. Of ``real`` the settings are the image set's.
     """
     where, classes = f"models.{model}", plan.models[model].classes
@@ -92,18 +92,23 @@ def _of_images(settings: Any, where: str, section: str, classes: int) -> Iterato
 
 
 def _of_folder(settings: Any, path: str, classes: int) -> Iterator[str]:
-    """Where there are more or fewer directories than classes; which, where the names say it."""
+    """Where there are more or fewer directories than classes; which, where the names say it.
+
+    None at all where the images have no labels.
+    """
     try:
         found = folders(settings.path)
     except OSError as error:
         yield f"{path}, which cannot be read ({error.strerror})"
         return
     names = set(written(settings.names))
+    if not found and pictures(settings.path):
+        return
     if classes in (0, len(found)):  # 0: nobody knows it yet
         if why := unclear(written(settings.names), found):
             yield f"{path}, where {why}"
         return
-    what = "it needs one a class, and no other"
+    what = "it needs one a class, and no other, or none and images without labels"
     if found < names:
         what = f"there is none for {some(names - found)}"
     elif names and names < found:

@@ -1,4 +1,4 @@
-"""Images and labels as arrays in one file: .npz, or HDF5, as people exchange small data sets."""
+"""Images, and labels if any, as arrays in one file: .npz or HDF5, as people exchange data sets."""
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +19,14 @@ SEEN = 200
 
 @dataclass(frozen=True)
 class Arrays:
-    """Labels ``[N]``, and the images ``[n, C, H, W]`` in [0, 1] of some positions."""
+    """Labels ``[N]``, and the images ``[n, C, H, W]`` in [0, 1] of some positions.
+
+    Without labels in the file they are all 0.
+    """
 
     labels: Tensor
     read: Callable[[Tensor], Tensor]
+    labelled: bool
 
 
 def names(split: str) -> list[tuple[str, str]]:
@@ -39,20 +43,17 @@ def read_arrays(path: Path, split: str, channels: int) -> Arrays:
     """The arrays ``images`` and ``labels``, or those of the split, as ``names`` lists them.
 
     Images are ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]``, uint8, uint16 to its largest
-    value, or floats of 0 to 1; labels are whole numbers, ``[N]`` or ``[N, 1]``. HDF5 images are
-    read a batch at a time. Raises DataError where the file is something else.
+    value, or floats of 0 to 1; labels are whole numbers, ``[N]`` or ``[N, 1]``. A file of images
+    and nothing else is one without labels. HDF5 images are read a batch at a time. Raises DataError
+    where the file is something else.
     """
     content = _open(path)
-    for image_name, label_name in names(split):
-        if image_name in content and label_name in content:
-            break
-    else:
-        wanted = "; ".join(f"{images} and {labels}" for images, labels in names(split))
-        raise DataError(f"{path} has {', '.join(content) or 'nothing'}; it needs {wanted}")
+    image_name, label_name = _named(path, content, split)
     images = content[image_name]
-    labels = numpy.asarray(content[label_name][()])
     place = f"{path}:{image_name}"
     layout = _layout(images.shape, channels, place)
+    labelled = label_name in content
+    labels = numpy.asarray(content[label_name][()] if labelled else numpy.zeros(len(images), int))
     if labels.size != len(images) or not len(images):
         raise DataError(f"{path} has {len(images)} images and {labels.size} labels")
     if not numpy.issubdtype(labels.dtype, numpy.integer) or labels.min() < 0:
@@ -73,7 +74,21 @@ def read_arrays(path: Path, split: str, channels: int) -> Arrays:
             raise DataError(f"{place} has values outside [0, 1]; images are normalised here")
         return pixels.reshape(len(rows), channels, *pixels.shape[-2:])[order.argsort()]
 
-    return Arrays(torch.from_numpy(labels.reshape(-1).astype(numpy.int64)), read)
+    return Arrays(torch.from_numpy(labels.reshape(-1).astype(numpy.int64)), read, labelled)
+
+
+def _named(path: Path, content: Mapping[str, Any], split: str) -> tuple[str, str]:
+    """What the images and the labels are called in the file, or would be."""
+    known = names(split)
+    for images, labels in known:
+        # Labels of another name are no images without labels: what else is there may be they.
+        if images in content and (labels in content or len(content) == 1):
+            return images, labels
+    wanted = "; ".join(f"{images} and {labels}" for images, labels in known)
+    raise DataError(
+        f"{path} has {', '.join(content) or 'nothing'}; it needs {wanted}; or, without labels, the "
+        "images alone"
+    )
 
 
 def _open(path: Path) -> Mapping[str, Any]:

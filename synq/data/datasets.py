@@ -6,7 +6,7 @@
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,17 @@ TEST_DIGITS = bytes.fromhex(
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images in [0, 1]; ``read`` gives those of some positions, ``[n, C, H, W]``.
+    """Images in [0, 1]; ``read`` gives those of some positions, ``[n, C, H, W]``.
 
     ``stream`` gives all of them in order, so many at a time, where there is a faster way to that.
+    Where they are not ``labelled``, the labels say nothing of what is on them.
     """
 
     labels: Tensor
     read: Callable[[Tensor], Tensor]
     classes: int
     stream: Callable[[int], Iterator[Tensor]] | None = None
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,7 +77,7 @@ def read(
     """The images that a config names, for the network ``name`` of that many classes and input.
 
     ``split`` is ``test`` or ``train``; a folder and a file without splits are what they are.
-    Raises DataError where the images are not of as many classes.
+    Raises DataError where the images have labels, and not of as many classes.
     """
     channels, size, _ = image_shape
     if dataset == "digits":
@@ -86,7 +88,7 @@ def read(
         images = arrays(settings, split, channels, size, classes)
     else:
         images = cifar(dataset, settings, split, channels, size)
-    if images.classes != classes:
+    if images.labelled and images.classes != classes:
         raise DataError(
             f"the images of dataset: {dataset} have {images.classes} classes, but {name} has "
             f"{classes}"
@@ -103,7 +105,12 @@ def half_of(images: Images, part: str) -> Images:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     middle = (len(images) + 1) // 2
     chosen = (order[:middle] if part == "development" else order[middle:]).sort().values
-    return Images(images.labels[chosen], lambda rows: images.read(chosen[rows]), images.classes)
+    labels = images.labels[chosen]
+
+    def read_rows(rows: Tensor) -> Tensor:
+        return images.read(chosen[rows])
+
+    return replace(images, labels=labels, read=read_rows, stream=None)
 
 
 def digits(split: str, channels: int, size: int) -> Images:
@@ -129,14 +136,14 @@ def _digits_table() -> "numpy.ndarray[Any, Any]":
 
 
 def folder(settings: Data, channels: int, size: int) -> Images:
-    """Images in one directory a class; which number each has is said by ``class_folders``."""
+    """Images in one directory a class, numbered by ``class_folders``; unlabelled where none is."""
     # A torchvision that was built for another torch fails with RuntimeError.
     try:
         from synq.data.folders import Folder
     except (ImportError, RuntimeError) as error:
         raise _without_torchvision("folder", error) from None
     files = Folder(Path(settings.path), channels, size, settings)
-    return Images(files.labels, files.read, files.classes, files.stream)
+    return Images(files.labels, files.read, files.classes, files.stream, files.labelled)
 
 
 def _without_torchvision(dataset: str, error: Exception) -> DataError:
@@ -147,7 +154,7 @@ def _without_torchvision(dataset: str, error: Exception) -> DataError:
 
 
 def arrays(settings: Data, split: str, channels: int, size: int, classes: int) -> Images:
-    """Images and labels in one .npz or HDF5 file, each read when it is asked for."""
+    """Images, and labels if any, in one .npz or HDF5 file, each read when it is asked for."""
     file = read_arrays(Path(settings.path), split, channels)
     if int(file.labels.max()) >= classes:
         raise DataError(
@@ -171,7 +178,7 @@ def arrays(settings: Data, split: str, channels: int, size: int, classes: int) -
         left, top = middle(width, size), middle(height, size)
         return images[:, :, top : top + size, left : left + size]
 
-    return Images(file.labels, read_rows, classes)
+    return Images(file.labels, read_rows, classes, labelled=file.labelled)
 
 
 def cifar(name: str, settings: Data, split: str, channels: int, size: int) -> Images:

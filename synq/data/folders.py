@@ -1,4 +1,4 @@
-"""Images in one folder a class, by torchvision's ImageFolder; imported by those who need it."""
+"""Images in one folder a class, or in one, by torchvision's ImageFolder; imported when needed."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,6 +15,9 @@ from synq.data.names import class_folders
 from synq.data.pictures import is_picture, picture
 from synq.errors import DataError
 
+# What stands for the classes of images that nobody has sorted.
+UNSORTED = ["."]
+
 
 class _Visible(ImageFolder):
     """An ImageFolder with the classes of ``class_folders``: names may say their order."""
@@ -24,31 +27,35 @@ class _Visible(ImageFolder):
         super().__init__(root, **more)
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
-        ordered = class_folders(Path(directory), self._names)
+        ordered = class_folders(Path(directory), self._names) or UNSORTED
         return ordered, {name: number for number, name in enumerate(ordered)}
 
 
 class Folder(Dataset[Tensor | DataError]):
-    """The images below ``root``, classes numbered by the settings' names, or by the alphabet."""
+    """The images below ``root``, classes numbered by the settings' names, or by the alphabet.
+
+    Where there is no folder below it, its own images, which are not ``labelled``.
+    """
 
     def __init__(self, root: Path, channels: int, size: int, settings: Data) -> None:
         """List the files; DataError where there is no folder, no image, or none of a class."""
         if not root.is_dir():
             raise DataError(f"{root} is not a folder; path names the folder that holds the classes")
         load = partial(picture, channels=channels, size=size, settings=settings)
-        try:
-            self._files = _Visible(
-                root,
-                settings.names,
-                loader=load,
-                is_valid_file=partial(is_picture, root=root),
-                allow_empty=True,
-            )
-        except ValueError:  # torchvision's, of no class at all
-            raise _nothing(root) from None
+        self._files = _Visible(
+            root,
+            settings.names,
+            loader=load,
+            is_valid_file=partial(is_picture, root=root),
+            allow_empty=True,
+        )
+        self.labelled = self._files.classes != UNSORTED
         self.labels = torch.tensor(self._files.targets, dtype=torch.long)
         if not len(self.labels):
-            raise _nothing(root)
+            raise DataError(
+                f"{root} holds no images; it needs one folder a class with images in it, or images "
+                "alone, without labels"
+            )
         counts = self.labels.bincount(minlength=len(self._files.classes))
         for name, count in zip(self._files.classes, counts.tolist(), strict=True):
             if not count:
@@ -76,10 +83,6 @@ class Folder(Dataset[Tensor | DataError]):
         workers = min(threads, -(-len(self) // size)) if threads > 1 else 0
         loader = DataLoader(self, size, num_workers=workers, collate_fn=_batch)
         yield from map(_whole, loader)
-
-
-def _nothing(root: Path) -> DataError:
-    return DataError(f"{root} holds no images; it needs one folder a class with images in it")
 
 
 def _batch(images: list[Tensor | DataError]) -> Tensor | DataError:

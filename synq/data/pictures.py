@@ -9,10 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from synq.config.images import Data
+from synq.config.names import SUFFIXES
 from synq.errors import DataError, reason
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

@@ -28,14 +28,14 @@ Run = Callable[[Tensor], Tensor]
 class Compared(NamedTuple):
     """What was found on some images, in percent of them; ``parted`` are images that differ.
 
-    ``difference`` is the largest of a logit. Without labels the two accuracies mean nothing.
+    ``difference`` is the largest of a logit. Without labels there are no accuracies.
     """
 
     images: int
     agreement: float
     difference: float
-    top1: float
-    top1_in_torch: float
+    top1: float | None
+    top1_in_torch: float | None
     parted: Tensor | None
 
 
@@ -103,10 +103,16 @@ def in_openvino(path: Path, threads: int) -> Run:
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
 
-def compared(run: Run, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Compared:
-    """Both on batches of images ``[n, C, H, W]`` and labels, each of a size that the file takes."""
+def compared(
+    run: Run, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> Compared:
+    """Both on batches of images ``[n, C, H, W]``, each of a size that the file takes.
+
+    With each go its labels, or None.
+    """
     counts, difference = torch.zeros(4, dtype=torch.long), 0.0
     parted: list[Tensor] = []
+    labels: Tensor | None = None
     for images, labels in batches:
         with torch.inference_mode():
             wanted = student(images)
@@ -114,13 +120,15 @@ def compared(run: Run, student: nn.Module, batches: Iterable[tuple[Tensor, Tenso
         classes = wanted.argmax(1), found.argmax(1)
         same = classes[0] == classes[1]
         parted.extend(images[~same][: max(0, LOOKED_AT - len(parted))])
-        right = [(own == labels).sum() for own in classes]
+        right = [(own == (-1 if labels is None else labels)).sum() for own in classes]
         counts += torch.stack([torch.tensor(len(images)), same.sum(), *right])
         difference = max(difference, float((found - wanted).abs().max()))
     total, *own = counts.tolist()
-    shares = [100 * count / total for count in own]
+    agreement, in_torch, there = (100 * count / total for count in own)
     stacked = torch.stack(parted) if parted else None
-    return Compared(total, shares[0], difference, shares[2], shares[1], stacked)
+    if labels is None:
+        return Compared(total, agreement, difference, None, None, stacked)
+    return Compared(total, agreement, difference, there, in_torch, stacked)
 
 
 def first_difference(path: Path, student: nn.Module, images: Tensor) -> Difference | None:

@@ -1,7 +1,13 @@
 """How the answers of two networks to the same images differ."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# What students are measured on, as a metrics.json says it.
+TESTED = "test images"
+UNLABELLED = "real images without labels"
+HELD_OUT = "held-out synthetic images"
 
 
 class Changes(NamedTuple):
@@ -14,6 +20,12 @@ class Changes(NamedTuple):
     other: float
     lost: float
     gained: float
+
+
+def measured_on(metrics: Mapping[str, Any]) -> str:
+    """One of the above, of the content of a metrics.json, which did not always say it."""
+    known = TESTED if metrics["teacher"]["top1"] is not None else HELD_OUT
+    return str(metrics.get("measured_on", known))
 
 
 def changed(changes: Changes, images: int) -> str:

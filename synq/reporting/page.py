@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 import synq
 from synq.config.targets import EXACT
-from synq.reporting.changes import Changes, changed
+from synq.reporting.changes import HELD_OUT, TESTED, UNLABELLED, Changes, changed, measured_on
 from synq.reporting.verdict import JUDGEMENTS, files_of
 
 FOLDER = Path(__file__).parent
@@ -66,7 +66,7 @@ def render(
     """
     judged = {(v["model"], v["bits"], v["method"]): v for v in verdicts}
     measured = [run for run in runs if run.metrics is not None]
-    known = {run.metrics["teacher"]["top1"] is not None for run in measured if run.metrics}
+    known = {measured_on(run.metrics) for run in measured if run.metrics}
     told = [
         {
             **verdict,
@@ -146,9 +146,13 @@ def _parts(measured: bool, figures: bool, runs: int) -> list[tuple[str, str]]:
     return parts + ([("details", "Each run")] if runs else [])
 
 
-def _measure(known: set[bool]) -> str:
-    texts = {True: "top-1 on the test images", False: "agreement with the original, no test set"}
-    return "In percent: " + (" or ".join(texts[which] for which in sorted(known, reverse=True)))
+def _measure(known: Collection[str]) -> str:
+    texts = {
+        TESTED: "top-1 on the test images",
+        UNLABELLED: "agreement with the original, on real images without labels",
+        HELD_OUT: "agreement with the original, no test set",
+    }
+    return "In percent: " + " or ".join(text for which, text in texts.items() if which in known)
 
 
 def _headline(verdict: Mapping[str, Any]) -> str:
@@ -229,7 +233,7 @@ def facts_of(run: Run) -> dict[str, str]:
     measured = metrics["teacher"]["top1"] is not None
     count = metrics["test_images"]
     facts = {
-        "measured on": f"{count} {'test images' if measured else 'held-out synthetic images'}",
+        "measured on": f"{count} {measured_on(metrics)}",
         "full precision": f"{metrics['teacher']['top1']:.2f} %" if measured else "not measured",
         "calibrated, not trained": f"{metrics['calibrated']['top1']:.2f} %",
         "shipped": "{top1:.2f} %, epoch {epoch}".format(**metrics["selected"]),

@@ -8,7 +8,14 @@ from typing import Any
 from synq.config import layout
 from synq.config.calibration import FLOAT
 from synq.config.grid import parse_bits
-from synq.reporting.changes import Changes, changed, standard_error
+from synq.reporting.changes import (
+    HELD_OUT,
+    UNLABELLED,
+    Changes,
+    changed,
+    measured_on,
+    standard_error,
+)
 
 KEYS = ("model", "bits", "method")
 NAMED = 3  # of a long list in one sentence
@@ -16,6 +23,7 @@ NAMED = 3  # of a long list in one sentence
 JUDGEMENTS = {
     "within": "Accepted",
     "over": "Not accepted",
+    "unlabelled": "Not accepted, for want of labels",
     "unmeasured": "Not accepted, for want of a test set",
     "none": "Not judged",
 }
@@ -61,7 +69,7 @@ def _verdict(
     )
     error = standard_error(changes.lost, changes.gained, count)
     of_mean = math.hypot(error, (deviation or 0) / math.sqrt(len(runs)))
-    judgement = _judgement(lost, points, measured=full is not None)
+    judgement = _judgement(lost, points, measured_on(first))
     exports = [run.get("export") or {} for run in runs]
     packed = next((export["packed_bytes"] for export in exports if export), None)
     size, whole = packed or first["weight_bytes"], first["teacher"]["weight_bytes"]
@@ -73,6 +81,7 @@ def _verdict(
         "lost": lost,
         "deviation": deviation,
         "test_images": count,
+        "measured_on": measured_on(first),
         "standard_error": error,
         "changes": changes._asdict(),
         "points": points,
@@ -100,19 +109,22 @@ def _verdict(
             "quantized": _quantized(found, first),
             "size": _size(found, packed is not None),
             "ship": _shipped(found, whole=first.get("scope") == "everything"),
-            "unseen": _unseen(first, count, full is not None, first["image_set"] in real),
+            "unseen": _unseen(first, count, first["image_set"] in real),
         },
     }
     return {**told, "line": _summary(told)}
 
 
-def _judgement(lost: float, points: float | None, *, measured: bool) -> str:
+def _judgement(lost: float, points: float | None, measured: str) -> str:
     if points is None:
         return "none"
-    if not measured:
+    if measured == HELD_OUT:
         return "unmeasured"
-    # Both are multiples of an image's share; the rest of a sum is not a loss.
-    return "within" if lost <= points + 1e-9 else "over"
+    # Both are multiples of an image's share; the rest of a sum is not a loss. Whatever the labels
+    # are, no more can be lost than there are other answers.
+    if lost <= points + 1e-9:
+        return "within"
+    return "unlabelled" if measured == UNLABELLED else "over"
 
 
 def shares(
@@ -151,7 +163,7 @@ def _lost(found: Mapping[str, Any]) -> str:
     if found["full_precision"] is None:
         return (
             f"names another class than the original on {found['lost']:.2f}{spread} % of "
-            f"{count} held-out synthetic images ({seeds}); its accuracy was not measured"
+            f"{count} {found['measured_on']} ({seeds}); its accuracy was not measured"
         )
     verb = "gained" if found["lost"] < 0 else "lost"
     return (
@@ -162,7 +174,7 @@ def _lost(found: Mapping[str, Any]) -> str:
 
 
 def _changed(found: Mapping[str, Any]) -> str | None:
-    """How many answers are others, which top-1 alone does not say; None without a test set."""
+    """How many answers are others, which top-1 alone does not say; None without labels."""
     if found["full_precision"] is None:
         return None
     mean = " (means over the seeds)" if len(found["seeds"]) > 1 else ""
@@ -171,9 +183,14 @@ def _changed(found: Mapping[str, Any]) -> str | None:
 
 def _judged(found: Mapping[str, Any]) -> str:
     tolerance = "" if found["points"] is None else _several(found["points"], "point")
+    bound = (
+        " (where all other answers were right before)" if found["full_precision"] is None else ""
+    )
     return {
-        "within": f"within the {tolerance} that `accept` allows",
+        "within": f"within the {tolerance} that `accept` allows{bound}",
         "over": f"more than the {tolerance} that `accept` allows",
+        "unlabelled": f"`accept` allows {tolerance}, and no label says which of the other answers "
+        "were right before",
         "unmeasured": f"`accept` allows {tolerance}, and no test set says what was lost",
         "none": "not judged: the config has no `accept: {points: ...}`",
     }[found["judgement"]]
@@ -245,14 +262,15 @@ def _shipped(found: Mapping[str, Any], *, whole: bool) -> str:
     return text
 
 
-def _unseen(run: Mapping[str, Any], count: int, measured: bool, real: bool) -> str:
+def _unseen(run: Mapping[str, Any], count: int, real: bool) -> str:
     made = _several(run["images"], "real image" if real else "synthetic image")
     training = run["settings"]["finetune"]["epochs"] > 0
     used = f"{'calibrated and trained' if training else 'calibrated'} on {made}"
     used += " that the user gave" if real else ", and no real one"
-    if not measured:
+    measured = measured_on(run)
+    if measured == HELD_OUT:
         return f"{used}; nothing was measured on real images"
-    return f"{used}; the {count} test images were used to measure alone, and chose nothing"
+    return f"{used}; the {count} {measured} were used to measure alone, and chose nothing"
 
 
 def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
@@ -271,13 +289,15 @@ def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list
         some = ", ".join(left[:NAMED]) + (", ..." if len(left) > NAMED else "")
         doubts.append(f"{_several(len(left), 'layer')} in full precision: {some}")
     exports = [run["export"] for run in runs if run.get("export")]
-    for runtime, key in {"ONNX Runtime": "agreement", "OpenVINO": "openvino_agreement"}.items():
-        agreements = [export[key] for export in exports if export.get(key) is not None]
-        if agreements and min(agreements) < 100:
-            doubts.append(
-                f"{runtime} names another class than torch on {100 - min(agreements):.2f} % of "
-                "the synthetic images"
-            )
+    for runtime, key in {"ONNX Runtime": "", "OpenVINO": "openvino_"}.items():
+        for on, images in {"": "images of the training", "test_": "test images"}.items():
+            agreements = [export.get(f"{key}{on}agreement") for export in exports]
+            known = [agreement for agreement in agreements if agreement is not None]
+            if known and min(known) < 100:
+                doubts.append(
+                    f"{runtime} names another class than torch on {100 - min(known):.2f} % of "
+                    f"the {images} that were tried"
+                )
     return doubts
 
 

@@ -37,11 +37,14 @@ def collect_shard(
 def drawn(
     network: Teacher, images: Images, classes: Sequence[int], seed: int, settings: RealImages
 ) -> Synthesized:
-    """``images_per_class`` of each of ``classes``, drawn by the seed, as one shard has them."""
+    """``images_per_class`` of each of ``classes``, drawn by the seed, as one shard has them.
+
+    Of unlabelled images at most so many are drawn, of each class that the network sees in them.
+    """
     chosen = []
     for number in classes:
         own = (images.labels == number).nonzero().squeeze(1)
-        if len(own) < settings.images_per_class:
+        if images.labelled and len(own) < settings.images_per_class:
             raise DataError(
                 f"class {number} has {len(own)} images, fewer than images_per_class "
                 f"({settings.images_per_class}); give more or ask for fewer"
@@ -50,6 +53,11 @@ def drawn(
         order = torch.randperm(len(own), generator=generator_for(seed, "real", number))
         chosen.append(own[order[: settings.images_per_class]])
     indices = torch.cat(chosen)
+    if not len(indices):
+        raise DataError(
+            f"the network sees none of the classes {min(classes)} to {max(classes)} in the "
+            f"{len(images)} unlabelled images; raise real.classes_per_shard, or give more"
+        )
     pixels = normalise(images.read(indices), network.mean, network.std)
     labels = images.labels[indices]
     batches = zip(pixels.split(BATCH), labels.split(BATCH), strict=True)

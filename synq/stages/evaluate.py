@@ -1,8 +1,8 @@
-"""Accuracy of a run's students on the real test images."""
+"""Accuracy of a run's students on the real test images, or their agreement with the network."""
 
 import copy
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from synq.quantization.dataflow import work_of
 from synq.quantization.quantizers import Recipe
 from synq.quantization.student import check_teacher, recipe_of, student_of
 from synq.reporting.accuracy import compared, confused, confusion, per_class, top1
-from synq.reporting.changes import Changes
+from synq.reporting.changes import HELD_OUT, TESTED, UNLABELLED, Changes
 from synq.runtime.process import prepare, versions
 from synq.stages.evaluate_teacher import predictions
-from synq.stages.real_images import test_images
+from synq.stages.real_images import answered, test_images
 
 # Bytes of the students that see the images at once: whoever has more of them, decodes them again.
 TOGETHER = 1 << 29
@@ -37,7 +37,11 @@ TOGETHER = 1 << 29
 HELD_OUT_TOLERANCE = 0.25
 
 
-AGREEMENT = "no test set: the percentages are agreement with the teacher on synthetic images"
+# What is to be remarked about what the students are measured on.
+REMARKS = {
+    UNLABELLED: "no labels: the percentages are agreement with the teacher on real images",
+    HELD_OUT: "no test set: the percentages are agreement with the teacher on synthetic images",
+}
 
 
 def evaluate_run(
@@ -55,8 +59,8 @@ def evaluate_run(
 ) -> None:
     """Write the accuracy of every kept student of a run.
 
-    Without a test set it is the agreement with the teacher on the images of ``shards`` that the
-    fine-tuning held out.
+    Without labels it is the agreement with the teacher, and without a test set that on the images
+    of ``shards`` that the fine-tuning held out.
     """
     network = read_teacher(teacher, prepare(device, threads))
     reference = read_json(teacher_metrics, "teacher metrics")
@@ -66,8 +70,12 @@ def evaluate_run(
     if test.dataset == "none":
         shard_set = ShardSet([shard_folder / path for path in shards], network.sha256)
         images = held_out_images(network, shard_set, record["finetune"]["holdout"], settings)
+        measured_on = HELD_OUT
     else:
         images = test_images(network, test)
+        measured_on = TESTED if images.labelled else UNLABELLED
+        if not images.labelled:
+            images = answered(network, images, settings.batch_size)
     recipe = recipe_of(record, snapshots)
     student = student_of(network, recipe)
     student.to(next(network.model.parameters()).device)
@@ -104,7 +112,7 @@ def evaluate_run(
         "teacher_sha256": network.sha256,
         "students_checksum": students.checksum,
         "teacher": {key: reference[key] for key in ("top1", "weight_bytes")},
-        "remark": "; ".join(_remarks(record, test, reference, accuracies)),
+        "remark": "; ".join(_remarks(record, measured_on, reference, accuracies)),
         "calibrated": of(0),
         "last": of(record["last"]),
         "selected": of(record["selected"]),
@@ -114,7 +122,7 @@ def evaluate_run(
         ],
         "per_class": {
             "images": classes[0]["images"],
-            # Without a test set it is the teacher's own answers that are counted.
+            # Without labels it is the teacher's own answers that are counted.
             "teacher": (reference.get("per_class") or {}).get("right"),
             "calibrated": classes[0]["right"],
             "selected": classes[record["selected"]]["right"],
@@ -126,6 +134,7 @@ def evaluate_run(
         **work_on_an_image(network, student, recipe),
         "published": test.published,
         "test_images": len(images),
+        "measured_on": measured_on,
         "settings": {key: record[key] for key in ("calibration", "finetune")},
         "versions": versions(),
     }
@@ -154,12 +163,12 @@ def work_on_an_image(network: Teacher, student: nn.Module, recipe: Recipe) -> di
 
 def _remarks(
     record: Mapping[str, Any],
-    test: TestSet,
+    measured_on: str,
     reference: Mapping[str, Any],
     accuracies: Mapping[int, float],
 ) -> Iterator[str]:
-    if test.dataset == "none":
-        yield AGREEMENT
+    if measured_on in REMARKS:
+        yield REMARKS[measured_on]
     if reference["warning"]:
         yield reference["warning"]
     yield from diverged(record)
@@ -218,13 +227,7 @@ def held_out_images(
         )
     mean, std = (torch.tensor(values)[:, None, None] for values in (network.mean, network.std))
     images = Images(held, lambda rows: shards.images(held[rows]) * std + mean, network.classes)
-    device = next(network.model.parameters()).device
-    with torch.inference_mode():
-        labels = [
-            network.model(batch.to(device)).argmax(1).cpu()
-            for batch, _ in images.batches(settings.batch_size, network.mean, network.std)
-        ]
-    return dataclasses.replace(images, labels=torch.cat(labels))
+    return answered(network, replace(images, labelled=False), settings.batch_size)
 
 
 def _groups(epochs: Sequence[int], student: nn.Module) -> list[Sequence[int]]:

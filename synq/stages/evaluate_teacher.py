@@ -1,4 +1,4 @@
-"""Accuracy of the full-precision network on the real test images.
+"""Accuracy of the full-precision network on the real test images, where these have labels.
 
 Apart from the students' evaluation, so that no change to quantization measures the teacher again.
 """
@@ -26,17 +26,18 @@ SPECTRUM_IMAGES = 64
 def evaluate_teacher(
     *, teacher: Path, test: TestSet, settings: Evaluation, output: Path, device: str, threads: int
 ) -> None:
-    """Write the full-precision accuracy and size; without a test set the size alone."""
+    """Write the full-precision accuracy and size; without a labelled test set the size alone."""
     network = read_teacher(teacher, prepare(device, threads))
     accuracy, warning, count, classes = None, "", 0, None
     mistakes, spectrum = None, None
     if test.dataset != "none":
         images = test_images(network, test)
-        labels, (found,) = predictions([network.model], network, images, settings)
-        counts = confusion(labels, found, network.classes)
-        accuracy, warning, count = top1(counts), doubt(counts), len(images)
-        classes, mistakes = per_class(counts), confused(counts)
-        spectrum = _spectrum(images)
+        count, spectrum = len(images), _spectrum(images)
+        if images.labelled:
+            labels, (found,) = predictions([network.model], network, images, settings)
+            counts = confusion(labels, found, network.classes)
+            accuracy, warning = top1(counts), doubt(counts)
+            classes, mistakes = per_class(counts), confused(counts)
     write_json(
         output,
         "teacher metrics",
@@ -53,7 +54,9 @@ def evaluate_teacher(
             "versions": versions(),
         },
     )
-    shown = "no test set" if accuracy is None else f"top-1 {accuracy:.2f} % of {count} test images"
+    shown = f"{count} real images without labels" if count else "no test set"
+    if accuracy is not None:
+        shown = f"top-1 {accuracy:.2f} % of {count} test images"
     print(f"{network.name}: {shown}")
     if warning:
         print(f"warning: {warning}")

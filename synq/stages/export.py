@@ -123,10 +123,10 @@ def packages(settings: Export) -> dict[str, str]:
 class Tests(Protocol):
     """The test images that a file is tried on."""
 
-    def batches(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """At most ``count`` of them, evenly spread, by batches of at most ``size``, with labels.
+    def batches(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """At most ``count`` of them, evenly spread, by batches of at most ``size``.
 
-        Images are normalised and on the CPU.
+        Images are normalised and on the CPU; labels are None where nobody has given any.
         """
 
 
@@ -136,11 +136,12 @@ class Named(NamedTuple):
     teacher: Teacher
     settings: TestSet
 
-    def batches(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         teacher = self.teacher
         images = test_images(teacher, self.settings)
         for own in evenly_spread(len(images), count).split(size):
-            yield normalise(images.read(own), teacher.mean, teacher.std), images.labels[own]
+            labels = images.labels[own] if images.labelled else None
+            yield normalise(images.read(own), teacher.mean, teacher.std), labels
 
 
 def tests_of(teacher: Teacher, settings: TestSet) -> Tests | None:
@@ -219,8 +220,7 @@ class Trial(NamedTuple):
         """
         rows = evenly_spread(len(self.images), self.settings.images)
         parts = rows.split(self.size)
-        batches = ((self.images.images(own), self.images.labels[own]) for own in parts)
-        found = compared(run, self.student, batches)
+        found = compared(run, self.student, ((self.images.images(own), None) for own in parts))
         print(f"{runtime} and torch agree on {found.agreement:.2f} % of {found.images} images")
         least = self.settings.least_agreement
         if found.agreement < least:
@@ -231,12 +231,12 @@ class Trial(NamedTuple):
             )
         if self.tests is None or not self.settings.test_images:
             return found, None
-        labelled = self.tests.batches(self.settings.test_images, self.size)
-        tested = compared(run, self.student, labelled)
-        print(
-            f"of {tested.images} test images on {tested.agreement:.2f} %; right on "
-            f"{tested.top1:.2f} %, torch on {tested.top1_in_torch:.2f} %"
-        )
+        batches = self.tests.batches(self.settings.test_images, self.size)
+        tested = compared(run, self.student, batches)
+        right = ""
+        if tested.top1 is not None:
+            right = f"; right on {tested.top1:.2f} %, torch on {tested.top1_in_torch:.2f} %"
+        print(f"of {tested.images} test images on {tested.agreement:.2f} %{right}")
         return found, tested
 
 

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import synq
 from synq.api.given import Given
+from synq.config.images import Data
+from synq.data.datasets import folder
 from synq.errors import ModelError
 from synq.io.artifacts import read_checkpoint
 from synq.quantization.packed import unpack
@@ -266,6 +268,21 @@ def test_the_onnx_file_is_compared_on_a_folder_of_test_images(network, tmp_path)
     found = synq.quantize(network, **INPUT, **few, test=tmp_path / "test")
     assert found.measured.images == 6
     assert found.to_onnx(tmp_path / "student.onnx")["test_images"] == 4
+
+
+def test_of_images_without_labels_agreement_is_measured(network, tmp_path):
+    (tmp_path / "own").mkdir()
+    for number in range(6):
+        picture = Image.new("RGB", (8, 8), (40 * number, 90, 10 * number))
+        picture.save(tmp_path / "own" / f"{number}.png")
+    found = synq.quantize(network, **INPUT, **FEW, test=tmp_path / "own")
+    images = folder(Data(path=str(tmp_path / "own")), 3, 8)
+    ((pixels, _),) = images.batches(6, INPUT["mean"], INPUT["std"])
+    with torch.no_grad():
+        same = (found.student(pixels).argmax(1) == network.eval()(pixels).argmax(1)).sum()
+    assert found.measured.student == pytest.approx(100 * int(same) / 6)
+    assert not found.measured.real
+    assert "agreement with the network on 6 real images without labels: calib" in found.report()
 
 
 def test_of_many_test_images_some_are_compared_evenly_spread(network):

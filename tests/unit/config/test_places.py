@@ -114,6 +114,21 @@ def test_a_folder_has_one_directory_a_class(told, tmp_path, section, made, more,
     assert all(str(said) in line for line in lines)
 
 
+@pytest.mark.parametrize("section", ["test", "real"])
+def test_images_without_labels_lie_in_a_folder_without_folders(told, tmp_path, section):
+    (tmp_path / "data").mkdir()
+    images = {section: {"dataset": "folder", "path": "data"}}
+    (line,) = told(section, "few-shot", classes=3, **images)
+    assert line.endswith(
+        "has 0 folders, and the network has 3 classes; it needs one a class, and "
+        "no other, or none and images without labels"
+    )
+    (tmp_path / "data/x.JPG").touch()
+    assert told(section, "few-shot", classes=3, **images) == []
+    (tmp_path / "data/a").mkdir()
+    assert len(told(section, "few-shot", classes=3, **images)) == 1
+
+
 def test_of_many_classes_the_first_are_named(told, tmp_path):
     (tmp_path / "data/a").mkdir(parents=True)
     images = {"dataset": "folder", "path": "data"}

@@ -153,6 +153,9 @@ def test_missing_empty_and_broken_folders_are_refused(tmp_path):
         folder(Data(path=str(tmp_path / "none")), 3, 8)
     with pytest.raises(DataError, match="holds no images"):
         folder(Data(path=str(tmp_path)), 3, 8)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match="or images alone, without labels"):
+        folder(Data(path=str(tmp_path)), 3, 8)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"x\.png"):
@@ -282,6 +285,32 @@ def test_arrays_of_every_layout_are_the_same_images(tmp_path, name, images, labe
     order = torch.tensor([4, 0, 5])
     wanted = torch.from_numpy(GREY[order.numpy()]).float()[:, None] / 255
     torch.testing.assert_close(data.read(order), wanted)
+
+
+@pytest.mark.parametrize("part", ["all", "report"])
+@pytest.mark.parametrize("kind", ["folder", "arrays"])
+def test_images_that_nobody_has_sorted_have_no_labels(tmp_path, kind, part):
+    shape = {"classes": 7, "image_shape": (1, 28, 28), "name": "net"}
+    for number, grey in enumerate(GREY):
+        Image.fromarray(grey).save(tmp_path / f"{number}.png")
+    save(tmp_path / ".hidden" / "x.png", (255, 0, 0))
+    numpy.savez(tmp_path / "set.npz", images=GREY)
+    path = tmp_path if kind == "folder" else tmp_path / "set.npz"
+    data = read(kind, Data(path=str(path), part=part), "test", **shape)
+    wanted = torch.from_numpy(GREY).float()[:, None] / 255
+    assert not data.labelled
+    found = torch.cat([images for images, _ in data.batches(2, [0.0], [1.0])])
+    if part == "all":
+        assert torch.equal(found, wanted)
+    else:
+        assert len(found) == 3
+        assert all((image == wanted).flatten(1).all(1).any() for image in found)
+
+
+def test_what_may_be_labels_is_not_taken_for_none(tmp_path):
+    settings = write(tmp_path / "set.npz", GREY, LABELS, ("images", "targets"))
+    with pytest.raises(DataError, match=r"has images, targets; it needs .*without labels, the"):
+        arrays(settings, "test", 1, 28, 7)
 
 
 def test_the_split_s_own_arrays_come_first(tmp_path):

@@ -60,6 +60,14 @@ def test_answers_that_differ_are_told_where_there_is_a_test_set():
     assert "shipped, it names" not in facts(teacher={"top1": None, "weight_bytes": 12_000})
 
 
+def test_what_was_measured_on_is_said():
+    unknown = {"top1": None, "weight_bytes": 12_000}
+    assert facts()["measured on"] == "599 test images"
+    assert facts(teacher=unknown)["measured on"] == "599 held-out synthetic images"
+    on = {"measured_on": "real images without labels"}
+    assert facts(teacher=unknown, **on)["measured on"] == "599 real images without labels"
+
+
 def test_each_runtime_that_ran_is_reported_and_no_other():
     plain = {"agreement": 100.0, "test_agreement": 99.5, "test_images": 599, "runtime_top1": 97.0}
     found = facts(plain)

@@ -108,6 +108,30 @@ def test_without_a_test_set_nothing_is_accepted_and_no_accuracy_is_told():
     assert "- Its files: `" in markdown([found])
 
 
+@pytest.mark.parametrize(
+    ("points", "judgement", "ok"), [(3.0, "within", True), (2.9, "unlabelled", False)]
+)
+def test_without_labels_no_more_is_lost_than_there_are_other_answers(points, judgement, ok):
+    found = judged(run(full=None, measured_on="real images without labels"), points=points)
+    assert (found["judgement"], accepted([found])) == (judgement, ok)
+    text = markdown([found])
+    assert "names another class than the original on 3.00 % of 1000 real images without lab" in text
+    assert "the 1000 real images without labels were used to measure alone" in text
+    assert ("allows (where all other answers were right before)" in text) is ok
+    assert ("no label says which of the other answers were right before" in text) is not ok
+
+
+def test_a_runtime_that_answers_otherwise_on_test_images_is_doubted():
+    def doubts(**changes):
+        found = judged(run(export={**EXPORT, **changes}), run(1))
+        return [doubt for doubt in found["doubts"] if "ONNX Runtime" in doubt]
+
+    assert doubts() == doubts(test_agreement=100.0) == []
+    text = "ONNX Runtime names another class than torch on 0.50 % of the {} that were tried"
+    assert doubts(test_agreement=99.5) == [text.format("test images")]
+    assert doubts(agreement=99.5) == [text.format("images of the training")]
+
+
 def test_a_loss_close_to_what_is_allowed_is_doubted_and_a_far_one_is_not():
     def close(found):
         return [doubt for doubt in found["doubts"] if doubt.startswith("too close")]

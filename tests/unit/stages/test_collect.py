@@ -1,5 +1,6 @@
 """Real images in place of synthetic ones, through the stage."""
 
+import numpy
 import pytest
 import torch
 from embedded import embedded_model
@@ -86,6 +87,40 @@ def test_the_seed_decides_the_draw_and_the_grouping_does_not(teacher):
     assert torch.equal(together[3:], alone)
     assert not torch.equal(together, other)
     assert collect(teacher, "again.h5").read_bytes() == (teacher.parent / "shard.h5").read_bytes()
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """Digits in one file without their labels, as settings."""
+    data = digits("train", 1, 16)
+    images = data.read(torch.arange(40)).numpy()
+    numpy.savez(tmp_path / "images.npz", images=images)
+    return RealImages(dataset="arrays", path=str(tmp_path / "images.npz"), images_per_class=6)
+
+
+def test_unlabelled_images_are_of_the_class_that_the_network_names(teacher, unlabelled):
+    network = read_teacher(teacher, torch.device("cpu"))
+    images, labels = images_of(collect(teacher, classes=range(10), settings=unlabelled), teacher)
+    with torch.no_grad():
+        assert torch.equal(network.model(images).argmax(1), labels)
+        pixels = digits("train", 1, 16).read(torch.arange(40))
+        answers = network.model((pixels - 0.5) / 0.25).argmax(1)
+    # A class that is rare lends what it has.
+    wanted = answers.bincount(minlength=10).clamp_max(6)
+    assert torch.equal(labels.bincount(minlength=10), wanted)
+    apart = torch.cdist(images.flatten(1), images.flatten(1)).fill_diagonal_(1)
+    assert apart.min() > 1e-3
+
+
+def test_a_shard_of_classes_that_the_network_does_not_see_is_refused(teacher, unlabelled):
+    network = read_teacher(teacher, torch.device("cpu"))
+    pixels = digits("train", 1, 16).read(torch.arange(40))
+    with torch.no_grad():
+        answers = network.model((pixels - 0.5) / 0.25).argmax(1)
+    numpy.savez(unlabelled.path, images=pixels[answers == answers[0]].numpy())
+    other = (int(answers[0]) + 1) % 10
+    with pytest.raises(DataError, match=f"sees none of the classes {other} to {other} in the"):
+        collect(teacher, classes=[other], settings=unlabelled)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy
 import onnx
 import onnx_ir
 import pytest
@@ -12,6 +13,7 @@ from small_results import RUN, SHARDS, TEACHER, teacher
 from synq import cli
 from synq.config.export import Export
 from synq.config.images import TestSet
+from synq.data.datasets import digits
 from synq.data.names import class_names
 from synq.errors import ArtifactError, DataError, ModelError
 from synq.io.artifacts import file_sha256, read_checkpoint, read_json, write_checkpoint
@@ -78,6 +80,22 @@ def test_test_images_are_classified_by_both(made, already, tmp_path):
     written(made, tmp_path, test=TestSet(dataset="digits"), test_images=0, least_agreement=0.0)
     record = read_json(tmp_path / "export.json", "export")
     assert (record["test_images"], record["test_agreement"]) == (0, None)
+
+
+def test_of_images_without_labels_the_agreement_alone_is_measured(made, already, tmp_path):
+    test = without_labels(tmp_path)
+    written(made, tmp_path, test=test, test_images=7, least_agreement=0.0)
+    record = read_json(tmp_path / "export.json", "export")
+    assert record["test_images"] == 7
+    assert 0 <= record["test_agreement"] <= 100
+    assert (record["runtime_top1"], record["torch_top1"]) == (None, None)
+
+
+def without_labels(folder):
+    """The digits of the test set in one file, without their labels, as settings."""
+    data = digits("test", 1, 16)
+    numpy.savez(folder / "images.npz", images=data.read(torch.arange(90)).numpy())
+    return TestSet(dataset="arrays", path=str(folder / "images.npz"))
 
 
 def written(made, folder, student=None, test=None, **changes):

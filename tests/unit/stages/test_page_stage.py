@@ -6,11 +6,17 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy
 import pytest
-from small_results import RUN, SHARDS, another, planned, tabulated
+import torch
+from small_results import RUN, SHARDS, TEACHER, another, evaluated, planned, tabulated
 
 from synq import cli
+from synq.config.images import TestSet
+from synq.data.datasets import digits
 from synq.io.artifacts import read_json, write_json
+from synq.models.teacher import read_teacher
+from synq.quantization.student import read_student
 from synq.reporting.page import Run, render
 from synq.stages.tables import write_ablation
 
@@ -96,6 +102,30 @@ def test_the_page_has_the_numbers_of_the_run_and_the_file_to_ship(results):
     assert metrics["students_checksum"] in page.words
     command = f"snakemake --cores all --configfile mine.yaml -- results/{RUN}/metrics.json"
     assert command.replace("results/", f"{results}/", 1) in page.words
+
+
+def test_of_images_without_labels_agreement_is_shown_and_judged(results, capsys):
+    data = digits("test", 1, 16)
+    numpy.savez("images.npz", images=data.read(torch.arange(90)).numpy())
+    evaluated(results, TestSet(dataset="arrays", path="images.npz"))
+    assert "net: 90 real images without labels" in capsys.readouterr().out
+    metrics = read_json(results / RUN / "metrics.json", "metrics")
+    network = read_teacher(results / TEACHER, torch.device("cpu"))
+    student, _ = read_student(results / RUN / "student.safetensors", network)
+    pixels = (data.read(torch.arange(90)) - 0.5) / 0.3
+    with torch.no_grad():
+        other = int((student(pixels).argmax(1) != network.model(pixels).argmax(1)).sum())
+    assert metrics["teacher"]["top1"] is None
+    assert metrics["selected"]["other"] == metrics["selected"]["lost"] == other
+    assert metrics["selected"]["top1"] == pytest.approx(100 * (90 - other) / 90)
+    for points, said in ((100, "within the 100 points that"), (0.001, "and no label says which")):
+        tabulated(results, points=points)
+        page = paged(results)
+        assert missing(page) == ""
+        text = "\n".join(page.words)
+        assert "In percent: agreement with the original, on real images without labels" in text
+        assert "90 real images without labels" in text
+        assert said in text or other == 0
 
 
 def test_figures_are_files_too_and_those_of_gone_runs_are_removed(results):
