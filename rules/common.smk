@@ -314,6 +314,8 @@ def verdict_lines(wildcards, threads):
 def write_jobs():
     """Write what is about to be made, and of which files of settings; ``synq status`` reads it.
 
+    Of files that are there and are to be made ``again`` it could not know that.
+
     A disk that cannot be written stops the jobs themselves, in words.
     """
     path = at(layout.JOBS)
@@ -323,6 +325,12 @@ def write_jobs():
             os.path.relpath(name) for name in workflow.overwrite_configfiles
         ],
         "jobs": listed(PLAN),
+        "again": [
+            os.path.relpath(output, RESULTS)
+            for job in workflow.dag.needrun_jobs()
+            for output in job.output
+            if os.path.exists(output)
+        ],
     }
     try:
         os.makedirs(RESULTS, exist_ok=True)

@@ -60,8 +60,8 @@ def status(*, results: Path, watch: float) -> int:
 
 
 def _told(results: Path) -> tuple[str, bool]:
-    jobs, started = _jobs(results)
-    found = [_look(results, job, started) for job in jobs]
+    jobs, again, started = _jobs(results)
+    found = [_look(results, job, started, again=job.output in again) for job in jobs]
     lines = [f"{results}: {_counts(found)}"]
     lines += _rules(found)
     for state in ("running", "silent", "failed"):
@@ -72,15 +72,16 @@ def _told(results: Path) -> tuple[str, bool]:
     return "\n".join(lines), any(one.state == "failed" for one in found)
 
 
-def _jobs(results: Path) -> tuple[list[Job], float]:
-    """The jobs that the workflow listed when it started, and when that was."""
+def _jobs(results: Path) -> tuple[list[Job], set[str], float]:
+    """The jobs that the workflow listed when it started, what was to be made again, and when."""
     path = results / layout.JOBS
     if not results.is_dir():
         raise ConfigError(f"{results} is not a folder; name the folder of results")
     try:
         content = json.loads(path.read_text("utf-8"))
         jobs = [Job(**{key: str(value) for key, value in job.items()}) for job in content["jobs"]]
-        return jobs, path.stat().st_mtime
+        # Of a folder that an older version has made there is no such list.
+        return jobs, set(content.get("again", ())), path.stat().st_mtime
     except FileNotFoundError:
         raise ConfigError(
             f"{results} holds no {layout.JOBS}, which snakemake writes when it starts; "
@@ -92,9 +93,11 @@ def _jobs(results: Path) -> tuple[list[Job], float]:
         ) from None
 
 
-def _look(results: Path, job: Job, started: float) -> Found:
-    log = results / job.log
-    if (results / job.output).exists():
+def _look(results: Path, job: Job, started: float, *, again: bool) -> Found:
+    log, output = results / job.log, results / job.output
+    # By when the file was changed: its time of modification is set back where its content is as
+    # before.
+    if output.exists() and not (again and output.stat().st_ctime < started):
         return Found(job, "done", read_seconds(results / job.seconds))
     try:
         written = log.stat().st_mtime

@@ -38,6 +38,7 @@ from running import (
     shards,
 )
 
+from synq import cli
 from synq.config import pytorchcv_table as zoo
 from synq.models.build import build
 
@@ -328,12 +329,17 @@ def test_an_ablation_in_the_config_is_a_table_of_its_own(workflow: Workflow) -> 
 
 
 @pytest.mark.long
-def test_without_a_test_set_agreement_with_the_teacher_is_measured(workflow: Workflow) -> None:
+def test_without_a_test_set_agreement_with_the_teacher_is_measured(
+    workflow: Workflow, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran = workflow.run(overlay="models: {digits-resnet20: {test: {dataset: none}}}")
     assert ran.returncode == 0, ran.stdout
     # The files for a runtime know how images of the test set are cropped.
     again = {"evaluate_teacher": 1, "evaluate": 2, "export": 2, "accuracy": 1, "page": 1, "all": 1}
     assert jobs(ran.stdout) == again
+    assert json.loads(workflow.bytes(f"{RESULTS}/jobs.json"))["again"]
+    assert cli.main(["status", str(workflow.root / RESULTS)]) == 0
+    assert "waiting" not in capsys.readouterr().out
     metrics = json.loads(workflow.bytes(f"{SYNQ}/metrics.json"))
     assert metrics["teacher"]["top1"] is None
     assert metrics["test_images"] == 10
@@ -492,7 +498,11 @@ def test_a_truncated_shard_is_named_and_deleting_it_mends_the_run(workflow: Work
     ids=["shards and students", "teacher"],
 )
 def test_killed_jobs_of_changed_settings_are_planned_again(
-    workflow: Workflow, overlay: str, wanted: dict[str, int], tmp_path: Path
+    workflow: Workflow,
+    overlay: str,
+    wanted: dict[str, int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Snakemake removes what a killed job had written before; old results must not pass for new."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -503,6 +513,10 @@ def test_killed_jobs_of_changed_settings_are_planned_again(
     ran = workflow.run(overlay=overlay, PYTHONPATH=str(tmp_path))
     assert ran.returncode == 1
     assert jobs(ran.stdout) == wanted
+    # Those that did not begin have left what they had made before, and are not done.
+    assert "tables/accuracy.md" in json.loads(workflow.bytes(f"{RESULTS}/jobs.json"))["again"]
+    assert cli.main(["status", str(workflow.root / RESULTS)]) == 0
+    assert "accuracy          0 of 1" in capsys.readouterr().out
     text = workflow.plan(overlay=overlay)
     assert jobs(text) == wanted, text
     # The table alone, asked for by its name, misses no file: it is there, made by another recipe.

@@ -29,8 +29,8 @@ def results(tmp_path):
     return tmp_path
 
 
-def planned(root, *jobs):
-    content = {"jobs": [asdict(one) for one in jobs], "configfiles": []}
+def planned(root, *jobs, again=()):
+    content = {"jobs": [asdict(one) for one in jobs], "configfiles": [], "again": again}
     (root / "jobs.json").write_text(json.dumps(content))
 
 
@@ -60,6 +60,17 @@ def test_a_look_never_or_before_the_last_one_is_refused(results, capsys, seconds
 
 def test_a_folder_that_was_just_begun_waits(results, capsys):
     assert f"{results}: 4 jobs, 0 done, 4 waiting" in told(capsys, results)
+
+
+def test_what_is_to_be_made_again_is_done_when_it_was(results, capsys):
+    for number in range(3):
+        done(results, job(number), 12.0)
+    planned(results, *(job(number) for number in range(4)), again=[job(1).output, job(2).output])
+    os.utime(results / "jobs.json", (time.time() + 1,) * 2)  # later than these files
+    assert "4 jobs, 1 done, 3 waiting" in told(capsys, results)
+    os.utime(results / "jobs.json", (time.time() - 1,) * 2)
+    write(results / job(1).output, age=5000.0)  # with the time of what it replaces
+    assert "4 jobs, 3 done, 1 waiting" in told(capsys, results)
 
 
 def test_each_state_with_the_line_that_tells_most_of_it(results, capsys):
