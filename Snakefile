@@ -44,9 +44,10 @@ rule runs:
 
 
 onstart:
-    for line in LACKING:
+    faults = faults_of_data()
+    for line in faults:
         print(f"config error: {line}", file=sys.stderr)
-    if LACKING:
+    if faults:
         sys.exit(2)
     if cost := told(PLAN):
         print(cost, file=sys.stderr)

@@ -255,8 +255,9 @@ def program(wildcards):
     return ["-m", *torchrun, "-m", "synq"]
 
 
-# Lines about files of the user's that are not there, of the jobs that are to run.
-LACKING = {}
+# Lines about files of the user's that are not there, of the jobs that are to run; and the files of
+# arrays that these read, of which the name says nothing.
+LACKING, ARRAYS = {}, {}
 
 
 def reads(section, output):
@@ -274,9 +275,26 @@ def reads(section, output):
         }
         if not os.path.exists(at(output, **wildcards)):
             LACKING.update(dict.fromkeys(lacking(PLAN, section, **names)))
+            settings = PLAN.images_of(section, **names)
+            if settings and settings.dataset == "arrays":
+                ARRAYS[section, wildcards.model] = settings
         return []
 
     return note
+
+
+def faults_of_data():
+    """Those lines; where there is none, one for each file of arrays that is none for its network."""
+    if LACKING or not ARRAYS:
+        return [*LACKING]
+    # Here, since torch takes seconds to load.
+    from synq.stages.real_images import unreadable
+
+    lines = [
+        unreadable(section, settings, model, PLAN.models[model])
+        for (section, model), settings in ARRAYS.items()
+    ]
+    return [line for line in lines if line]
 
 
 def start(wildcards):

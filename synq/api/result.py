@@ -153,6 +153,11 @@ class Result:
                 "remark: most of the work reads floats, behind what print(synq.inspect(...)) says; "
                 'calibration={"scope": "inputs"} gives every layer codes to read'
             )
+        if measured.student < measured.calibrated:
+            lines.append(
+                "remark: the training gained nothing; finetune={'epochs': 0} gives the "
+                "calibrated student, and method='untrained' may give a better one"
+            )
         if measured.warning:
             lines.append(f"warning: {measured.warning.replace('the teacher', 'the network')}")
         remarks = [*diverged(record)]

@@ -71,6 +71,9 @@ def convert(cls: type, values: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(f"{where}.{error}") from None
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
 def check(value: Any, field: dataclasses.Field, kind: Any, where: str) -> Any:
     """``value`` as ``kind``, or a ConfigError that says what it should have been."""
     if typing.get_origin(kind) is tuple:
@@ -84,6 +87,8 @@ def check(value: Any, field: dataclasses.Field, kind: Any, where: str) -> Any:
     # YAML reads a bare off as false.
     if value is False and "off" in (field.metadata["choices"] or ()):
         value = "off"
+    if isinstance(value, list | tuple):
+        raise ConfigError(f"{where} is {value!r}, not {KINDS[kind]} ({field.metadata['text']})")
     return _in_range(_typed(value, kind, where), field, where)
 
 
@@ -100,8 +105,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         if kind in (int, float):
             with contextlib.suppress(ValueError):
                 return kind(value)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    raise ConfigError(f"{where} is {value!r}, not {names[kind]}")
+    raise ConfigError(f"{where} is {value!r}, not {KINDS[kind]}")
 
 
 def _in_range(value: Any, field: dataclasses.Field, where: str) -> Any:

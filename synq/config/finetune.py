@@ -34,6 +34,12 @@ class Finetune:
         "or squared (by the square of that, as the rounding's error falls, which is to be made up)",
         choices=("fixed", "grid", "squared"),
     )
+    rate_unit: str = setting(
+        "one",
+        "what learning_rate is a multiple of: one, or size (the root mean square of each tensor in "
+        "the network, so that the result does not depend on how weights are scaled)",
+        choices=("one", "size"),
+    )
     schedule: str = setting(
         "steps",
         "steps (by lr_milestones), or cosine (from the learning rate to 0, step by step)",

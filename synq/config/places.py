@@ -31,9 +31,7 @@ def lacking(plan: Plan, section: str, model: str, image_set: str = "") -> list[s
         needed = missing(plan.settings("export", model))
         names = plan.settings("test", model).names
         return [*filter(None, [needed]), *_of_names(names, where, classes)]
-    if section == "test":
-        return [*_of_images(plan.settings("test", model), where, section, classes)]
-    return [*_of_images(plan.image_settings(model, image_set), where, section, classes)]
+    return [*_of_images(plan.images_of(section, model, image_set), where, section, classes)]
 
 
 def _of_model(settings: Any, where: str) -> Iterator[str]:

@@ -93,6 +93,12 @@ class Plan:
         chosen, maker = self.image_sets[image_set], self.maker(model, image_set)
         return self._merged(chosen.stage, maker, chosen.overrides, f"image_sets.{image_set}")
 
+    def images_of(self, section: str, model: str, image_set: str = "") -> Any:
+        """The settings of ``test``, or of an image set's ``real`` images; or None, of others."""
+        if section == "real":
+            return self.image_settings(model, image_set)
+        return self.settings(section, model) if section == "test" else None
+
     def maker(self, model: str, image_set: str) -> str:
         """The model that an image set is made with: itself, or of synthetic images its relative."""
         synthetic = self.image_sets[image_set].stage == "synthesis"

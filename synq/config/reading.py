@@ -302,9 +302,9 @@ def _check_relative(
             f"{where}; it is the name of another model of the config: " + nearest(relative, others)
         )
     if relative in relatives:
-        raise ConfigError(
-            f"{where}, which borrows its images itself; write {relatives[relative]!r}"
-        )
+        lender = relatives[relative]
+        write = "a model that makes its own" if lender == name else repr(lender)
+        raise ConfigError(f"{where}, which borrows its images itself; write {write}")
     for key in ("classes", "channels"):
         own, other = (getattr(models[model], key) for model in (name, relative))
         if own != other:

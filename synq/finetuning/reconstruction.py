@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from synq.config.finetune import Finetune
 from synq.errors import DivergenceError
 from synq.finetuning.batches import Images
-from synq.finetuning.training import optimizer_for
+from synq.finetuning.rates import optimizer_for
 from synq.models.features import fitted_parts
 from synq.quantization.adaround import SoftRounding, exponent_at, softened
 from synq.quantization.convert import activation_quantizers, weight_quantizers
@@ -179,7 +179,7 @@ class _Part:
     def _optimizers(self, soft: Sequence[SoftRounding]) -> list[torch.optim.Optimizer]:
         """That of weights and scales, whose rates fall, and that of the rounding."""
         if self.settings.reconstruct == "weights":
-            return [optimizer_for(self.own, self.settings)]
+            return [optimizer_for(self.own, self.settings, self.theirs)]
         scales = [p for name, p in self.own.named_parameters() if name.endswith("log_scale")]
         roundings = [one.up for one in soft]
         return [

@@ -18,7 +18,7 @@ from synq.finetuning import losses
 from synq.finetuning.average import ENTRIES, Average
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
-from synq.quantization.convert import weight_quantizers
+from synq.finetuning.rates import optimizer_for
 from synq.quantization.kernels import settle_biases
 from synq.runtime.process import autocast, generator_for
 from synq.runtime.progress import progress
@@ -95,52 +95,6 @@ def held_out_loss(
     with torch.no_grad():
         team.add([total])
     return float(total) / len(images.held_out)
-
-
-# Of ``grid_factor``, by the choices of ``finetune.rates``.
-RATE_POWERS = {"fixed": 0, "grid": 1, "squared": 2}
-
-
-def grid_factor(bits: float) -> float:
-    """The steps of a 2-bit grid over those of a grid of ``bits``."""
-    return float((2**2 - 1) / (2**bits - 1))
-
-
-def rate_factors(student: nn.Module) -> dict[nn.Parameter, float]:
-    """Each parameter's ``grid_factor``: of a layer's weight and its scales, by that layer's bits.
-
-    Of all others, by the mean over the numbers of all quantized weights.
-    """
-    layers = [*weight_quantizers(student).values()]
-    counts = [layer.weight.numel() for layer in layers]
-    bits = [layer.weight_quantizer.bits for layer in layers]
-    mean = sum(b * n for b, n in zip(bits, counts, strict=True)) / sum(counts)
-    factors = {parameter: grid_factor(mean) for parameter in student.parameters()}
-    for layer, own in zip(layers, bits, strict=True):
-        weights = [p for p in layer.parameters(recurse=False) if p is layer.weight]
-        for parameter in (*weights, *layer.weight_quantizer.parameters()):
-            factors[parameter] = grid_factor(own)
-    return factors
-
-
-def optimizer_for(student: nn.Module, settings: Finetune) -> torch.optim.Optimizer:
-    """The optimizer of a student's parameters; learned scales have a rate and no decay."""
-    power = RATE_POWERS[settings.rates]
-    factors = rate_factors(student) if power else {}
-    groups: dict[tuple[bool, float], dict[str, Any]] = {}
-    for name, parameter in student.named_parameters():
-        scale, factor = name.split(".")[-1] == "log_scale", factors.get(parameter, 1.0)
-        rate = settings.scale_learning_rate if scale else settings.learning_rate
-        factor = factor**power
-        own = {"weight_decay": 0.0} if scale else {}
-        group = groups.setdefault((scale, factor), {"params": [], "lr": factor * rate, **own})
-        group["params"].append(parameter)
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "adam":
-        return torch.optim.AdamW(groups.values(), rate, weight_decay=decay)
-    return torch.optim.SGD(
-        groups.values(), rate, settings.momentum, weight_decay=decay, nesterov=True
-    )
 
 
 def optimizer_tensors(
@@ -235,6 +189,7 @@ def _epochs(
             learning_rate=factor * settings.learning_rate,
             scale_learning_rate=factor * settings.scale_learning_rate,
         ),
+        teacher,
     )
     _restore(optimizer, named, state.optimizer)
     average = Average(named, settings.average) if settings.average else None

@@ -166,7 +166,8 @@ def _row(run: Run, judged: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> 
     metrics = run.metrics or {}
     names, full = run.names, metrics["teacher"]["top1"]
     reached = metrics["selected"]["top1"]
-    size = (metrics.get("export") or {}).get("packed_bytes") or metrics["weight_bytes"]
+    packed = (metrics.get("export") or {}).get("packed_bytes")
+    size = packed or metrics["weight_bytes"]
     verdict = judged.get((names["model"], names["bits"], names["method"]))
     words = [names["model"], names["bits"], names["method"]]
     numbers = [
@@ -174,7 +175,7 @@ def _row(run: Run, judged: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> 
         (metrics["calibrated"]["top1"], ".2f"),
         (reached, ".2f"),
         ((100.0 if full is None else full) - reached, ".2f"),
-        (size / 1000, ".1f"),
+        (size / 1000, ".1f" if packed else "~.1f"),
         (metrics["teacher"]["weight_bytes"] / size, ".1f"),
         (metrics["seconds"].get("finetune"), ".0f"),
     ]
@@ -198,7 +199,9 @@ def _judged(verdict: Mapping[str, Any] | None) -> str:
 
 def _cell(value: float | None, form: str) -> dict[str, Any]:
     unknown = value is None or math.isnan(value)
-    shown = "" if unknown else format(value, form)
+    # What was counted and not weighed has the mark of the tables.
+    mark = "~" if form.startswith("~") else ""
+    shown = "" if unknown else mark + format(value, form.removeprefix("~"))
     return {"text": shown, "sort": "" if unknown else repr(value), "number": True}
 
 

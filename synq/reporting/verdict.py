@@ -47,8 +47,22 @@ def verdicts(
     for run in runs:
         groups.setdefault(tuple(run[key] for key in KEYS), []).append(run)
     return [
-        _verdict(own, inspections.get(own[0]["model"]), points, real) for own in groups.values()
+        _verdict(own, inspections.get(own[0]["model"]), points, real, _untrained(own, groups))
+        for own in groups.values()
     ]
+
+
+def _untrained(
+    runs: Sequence[Mapping[str, Any]], groups: Mapping[Any, Sequence[Mapping[str, Any]]]
+) -> tuple[float, str]:
+    """The best top-1 of methods of the same network and width that train nothing, and its name."""
+    first = runs[0]
+    beside = [own for own in groups.values() if not own[0]["settings"]["finetune"]["epochs"]]
+    same = [own for own in beside if all(own[0][key] == first[key] for key in KEYS[:2])]
+    means = [
+        (statistics.fmean(r["selected"]["top1"] for r in own), own[0]["method"]) for own in same
+    ]
+    return max(means, default=(-math.inf, ""))
 
 
 def _verdict(
@@ -56,6 +70,7 @@ def _verdict(
     inspection: Mapping[str, Any] | None,
     points: float | None,
     real: Collection[str],
+    untrained: tuple[float, str],
 ) -> dict[str, Any]:
     first = runs[0]
     full, count = first["teacher"]["top1"], first["test_images"]
@@ -98,7 +113,7 @@ def _verdict(
         ),
         "ship": _ship(first, exports[0]),
     }
-    doubts = [*_doubts(runs, found), *_undecided(found, of_mean)]
+    doubts = [*_doubts(runs, found, untrained), *_undecided(found, of_mean)]
     told = {
         **found,
         "doubts": doubts,
@@ -273,7 +288,9 @@ def _unseen(run: Mapping[str, Any], count: int, real: bool) -> str:
     return f"{used}; the {count} {measured} were used to measure alone, and chose nothing"
 
 
-def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
+def _doubts(
+    runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any], untrained: tuple[float, str]
+) -> list[str]:
     doubts = list(dict.fromkeys(filter(None, (run["remark"] for run in runs))))
     if len(runs) == 1:
         doubts.append("one seed: by how much another one differs is not known")
@@ -283,6 +300,11 @@ def _doubts(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list
             f"fine-tuning gained nothing: it is {found['top1']:.2f} % trained, and was "
             f"{calibrated:.2f} % calibrated{_closer(runs, found)}; `finetune: {{epochs: 0}}` in "
             "the method ships that"
+        )
+    best, method = untrained
+    if found["top1"] < best and runs[0]["settings"]["finetune"]["epochs"]:
+        doubts.append(
+            f"{method}, which trains nothing, has {best:.2f} %, and this {found['top1']:.2f}"
         )
     left = (found["quantized"] or {}).get("left", [])
     if left:

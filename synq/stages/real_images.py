@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 
 from synq.config.images import Data, RealImages, TestSet
+from synq.config.model import Model
 from synq.data.datasets import Images, read
-from synq.errors import ConfigError
+from synq.errors import ConfigError, DataError
 from synq.models.teacher import Teacher
 
 BATCH = 64  # unlabelled images that the network is asked about at once
@@ -37,6 +38,19 @@ def _of(network: Teacher, dataset: str, settings: Data, split: str) -> Images:
         image_shape=network.image_shape,
         name=network.name,
     )
+
+
+def unreadable(section: str, settings: TestSet | RealImages, name: str, model: Model) -> str | None:
+    """Why a file of arrays does not fit the network ``name``, if so, before any job reads it."""
+    if settings.dataset != "arrays" or not (model.classes and model.image_size):
+        return None
+    shape = (model.channels, model.image_size, model.image_size)
+    split = {"test": "test", "real": "train"}[section]
+    try:
+        read("arrays", settings, split, classes=model.classes, image_shape=shape, name=name)
+    except DataError as error:
+        return f"models.{name}.{section}: {error}"
+    return None
 
 
 def answered(network: Teacher, images: Images, size: int) -> Images:

@@ -77,6 +77,21 @@ def test_a_class_without_a_folder_is_told_before_the_first_job(tmp_path):
     assert "rule fetch" not in text
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"labels": [0, 11]}, "data.npz has the label 11, but the network has classes 0 to 9"),
+        ({"answers": [0, 1]}, "data.npz has images, answers; it needs test_images and test_labels"),
+    ],
+)
+def test_arrays_that_are_no_test_set_are_told_before_the_first_job(tmp_path, content, said):
+    numpy.savez(tmp_path / "data.npz", images=numpy.zeros((2, 16, 16), "uint8"), **content)
+    overlay = DIGITS.replace("dataset: folder, path: data/val", "dataset: arrays, path: data.npz")
+    text, lines = ran(tmp_path, overlay=overlay, code=2)
+    assert [line.startswith(f"models.digits-resnet20.test: {said}") for line in lines] == [True]
+    assert "rule fetch" not in text
+
+
 def test_a_job_that_does_not_read_them_runs_and_a_plan_is_shown(tmp_path):
     ran(tmp_path, TEACHER, overlay=DIGITS)
     assert (tmp_path / TEACHER).is_file()

@@ -115,7 +115,11 @@ def test_a_missing_key_without_default_is_named(name):
         ({"epochs": None}, "epochs is None", "a whole number"),
         ({"epochs": "many"}, "epochs is 'many'", "a whole number"),
         ({"learning_rate": False}, "learning_rate is False", "a number"),
-        ({"learning_rate": [0.1]}, "learning_rate is [0.1]", "a number"),
+        (
+            {"learning_rate": [0.1]},
+            "learning_rate is [0.1]",
+            "a number (learning rate of the optimizer)",
+        ),
         ({"perturbed_features": 1}, "perturbed_features is 1", "true or false"),
         ({"perturbed_features": "yes"}, "perturbed_features is 'yes'", "true or false"),
         ({"cam": 3}, "cam is 3", "a text"),

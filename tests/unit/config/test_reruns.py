@@ -24,6 +24,7 @@ EDITS = {
     "finetuning/losses.py": {"finetune"},
     "finetuning/objective.py": {"finetune"},
     "finetuning/training.py": {"finetune"},
+    "finetuning/rates.py": {"finetune"},
     "finetuning/reconstruction.py": {"finetune"},
     "finetuning/average.py": {"finetune"},
     "quantization/adaround.py": {"finetune"},

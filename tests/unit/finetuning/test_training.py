@@ -15,7 +15,8 @@ from synq.finetuning import objective, training
 from synq.finetuning.average import Average
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
-from synq.finetuning.training import Epochs, Progress, finetune, optimizer_for
+from synq.finetuning.rates import optimizer_for
+from synq.finetuning.training import Epochs, Progress, finetune
 from synq.models.features import feature_blocks
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import quantize
@@ -322,38 +323,8 @@ def test_learned_scales_are_trained_at_their_own_rate_and_without_decay():
     assert moved[0] < 1e-7
     assert moved[1] > 1e-3
     network = learned()
-    groups = optimizer_for(network, replace(ADAM, weight_decay=0.3)).param_groups
+    groups = optimizer_for(network, replace(ADAM, weight_decay=0.3), network).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
-
-
-@pytest.mark.parametrize(("kind", "power"), [("grid", 1), ("squared", 2)])
-def test_rates_follow_the_bits_of_each_layer(kind, power):
-    """Steps of 2 bits over those of the layer; of what is no weight, by the mean of the bits."""
-    settings = replace(ADAM, rates=kind, learning_rate=1.0, scale_learning_rate=10.0)
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3), nn.ReLU())
-    recipe = Recipe(2, 4, "learned", "learned", keep={"2": 4})
-    network = quantize(network, recipe)
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    rates = {
-        names[parameter]: group["lr"]
-        for group in optimizer_for(network, settings).param_groups
-        for parameter in group["params"]
-    }
-    other = (3 / (2**3 - 1)) ** power  # 18 numbers of 2 bits and 18 of 4
-    assert rates == pytest.approx(
-        {
-            "0.weight": 1.0,
-            "0.weight_quantizer.log_scale": 10.0,
-            "2.weight": (3 / 15) ** power,
-            "2.weight_quantizer.log_scale": 10 * (3 / 15) ** power,
-            "0.bias": other,
-            "2.bias": other,
-            "1.quantizer.log_scale": 10 * other,
-            "3.quantizer.log_scale": 10 * other,
-        }
-    )
-    (weights, scales) = optimizer_for(learned(), settings).param_groups
-    assert scales["lr"] == pytest.approx(10 * weights["lr"])
 
 
 def test_a_cosine_ends_at_nothing():
@@ -361,7 +332,7 @@ def test_a_cosine_ends_at_nothing():
     images = Images(Shards(), ADAM, torch.device("cpu"))
     seen = []
     with Objective(teacher(), network, ADAM, SHAPE) as objective:
-        epochs = Epochs(objective, optimizer_for(network, ADAM), images, 0)
+        epochs = Epochs(objective, optimizer_for(network, ADAM, network), images, 0)
         for epoch in (1, 2):
             epochs.run(epoch, None)
             seen.append(epochs.optimizer.param_groups[0]["lr"])
