@@ -84,8 +84,12 @@ class Value:
 
     @property
     def written(self) -> bool:
-        """Whether an integer engine would have to write it down, and it can get a grid."""
-        return self.site is not None and OPERATION in self.readers
+        """Whether an integer engine would have to write it down, and it can get a grid.
+
+        Parts that are joined have a grid each, and a layer reads codes of one.
+        """
+        joined = len(self.parts) > 1 and LAYER in self.readers
+        return self.site is not None and (joined or OPERATION in self.readers)
 
     @property
     def passing(self) -> bool:

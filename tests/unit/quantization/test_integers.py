@@ -124,6 +124,31 @@ def test_every_layer_and_sum_reads_codes_and_the_runtime_computes_the_student(ma
     assert len(steps) <= 256
 
 
+class Joined(nn.Module):
+    """Two activations that are joined for a layer alone, as in SqueezeNet, and a third beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(SHAPE[0], 3, 1), nn.Conv2d(SHAPE[0], 5, 3, padding=1)
+        self.three, self.out = nn.Conv2d(8, 4, 3, padding=1), nn.Linear(4, 10)
+
+    def forward(self, images):
+        both = torch.cat([F.relu(self.one(images)), F.relu(10 * self.two(images))], 1)
+        return self.out(F.relu(self.three(both)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4)])
+def test_what_is_joined_for_a_layer_alone_has_one_grid(bits):
+    student, images = student_of(Joined, bits)
+    proto = exported(student)
+    found = read_codes(proto)
+    # The convolution behind it reads codes of one grid, and not floats of two.
+    assert found["Conv"][2][0] == "DequantizeLinear"
+    assert found["Concat"] == [["DequantizeLinear", "DequantizeLinear"]]
+    wanted, answer = student(images), run(proto, images)
+    assert float((answer - wanted).abs().median()) < 0.05 * float(wanted.std())
+
+
 def test_batchnorm_is_in_the_kernels_and_stays_where_no_convolution_is_before_it():
     counts = {}
     for make in (Everything, Plain):
