@@ -218,6 +218,16 @@ def test_the_size_is_counted_where_no_packed_file_can_be_written(result, monkeyp
     assert replace(result).report().splitlines()[4].startswith(counted)
 
 
+def test_the_report_remarks_a_training_that_gained_nothing(result):
+    def remarks(student):
+        measured = replace(result.measured, calibrated=80.0, student=student)
+        lines = replace(result, measured=measured).report().splitlines()
+        return [line for line in lines if line.startswith("remark: the training gained nothing")]
+
+    assert remarks(80.0) == []
+    assert len(remarks(79.9)) == 1
+
+
 @pytest.mark.parametrize(("restarts", "share"), [(1, "a tenth"), (2, "a hundredth")])
 def test_the_report_warns_of_a_training_that_diverged(result, restarts, share):
     first, *rest = result.record["history"]

@@ -87,6 +87,18 @@ def test_a_training_that_lowers_the_accuracy_but_not_the_agreement_is_told_so():
     )
 
 
+def test_a_training_that_ends_below_what_is_not_trained_is_told_so():
+    def doubts(**other):
+        runs = [run(), run(1), run(method="untrained", epochs=0, **other)]
+        trained, untrained = verdicts(runs, {}, points=None)
+        assert not [doubt for doubt in untrained["doubts"] if "trains nothing" in doubt]
+        return [doubt for doubt in trained["doubts"] if "trains nothing" in doubt]
+
+    told = ["untrained, which trains nothing, has 97.50 %, and this 97.00 %"]
+    assert doubts(top1=97.5) == told
+    assert doubts(top1=97.0) == doubts(top1=97.5, bits="w8a8") == doubts(top1=97.5, model="n") == []
+
+
 @pytest.mark.parametrize(
     ("points", "judgement", "ok"),
     [(1.0, "within", True), (1.5, "within", True), (0.9, "over", False), (None, "none", True)],

@@ -104,6 +104,15 @@ def test_the_page_has_the_numbers_of_the_run_and_the_file_to_ship(results):
     assert command.replace("results/", f"{results}/", 1) in page.words
 
 
+def test_a_size_that_was_counted_is_marked(results):
+    run = results / RUN
+    packed = read_json(run / "export.json", "export")["packed_bytes"]
+    assert f"{packed / 1000:.1f}" in paged(results).words
+    (run / "export.json").unlink()
+    counted = read_json(run / "metrics.json", "metrics")["weight_bytes"]
+    assert f"~{counted / 1000:.1f}" in paged(results).words
+
+
 def test_of_images_without_labels_agreement_is_shown_and_judged(results, capsys):
     data = digits("test", 1, 16)
     numpy.savez("images.npz", images=data.read(torch.arange(90)).numpy())
