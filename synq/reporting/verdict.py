@@ -304,7 +304,7 @@ def _doubts(
     best, method = untrained
     if found["top1"] < best and runs[0]["settings"]["finetune"]["epochs"]:
         doubts.append(
-            f"{method}, which trains nothing, has {best:.2f} %, and this {found['top1']:.2f}"
+            f"{method}, which trains nothing, has {best:.2f} %, and this {found['top1']:.2f} %"
         )
     left = (found["quantized"] or {}).get("left", [])
     if left:
