@@ -77,7 +77,7 @@ def optimizer_for(
     """
     power = RATE_POWERS[settings.rates]
     factors = rate_factors(student) if power else {}
-    units = sizes(network) if settings.rate_unit == "size" else {}
+    units = {**sizes(student), **sizes(network)} if settings.rate_unit == "size" else {}
     groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
     for name, parameter in student.named_parameters():
         scale, factor = name.split(".")[-1] == "log_scale", factors.get(parameter, 1.0)
