@@ -36,14 +36,14 @@ from synq.quantization.student import (
     take_weights,
 )
 from synq.reporting.accuracy import answers, compared, confusion, doubt, top1
-from synq.reporting.changes import HELD_OUT, TESTED, UNLABELLED
+from synq.reporting.changes import HELD_OUT, TESTED
 from synq.reporting.inspection import inspect_model
 from synq.runtime.process import prepared, versions
 from synq.runtime.progress import showing
-from synq.stages.evaluate import held_out_images
+from synq.stages.evaluate import held_out_images, labelled
 from synq.stages.evaluate_teacher import predictions
 from synq.stages.finetune import calibrate_student, chosen_recipe, select, training_images
-from synq.stages.real_images import answered, test_images
+from synq.stages.real_images import test_images
 from synq.stages.sensitivity import layers_alone
 
 Settings = Mapping[str, Any] | None
@@ -395,10 +395,8 @@ def _measured(
     else:
         if tests is None:
             seen, on = held_out_images(network, shards, run.finetune.holdout, settings), HELD_OUT
-        elif tests.labelled:
-            seen = tests
         else:
-            seen, on = answered(network, tests, settings.batch_size), UNLABELLED
+            seen, on = labelled(network, tests, settings)
         labels, found = predictions(models, network, seen, settings)
     if not len(labels):
         raise DataError("test gives no images")

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +71,7 @@ def evaluate_run(
         images = held_out_images(network, shard_set, record["finetune"]["holdout"], settings)
         measured_on = HELD_OUT
     else:
-        images = test_images(network, test)
-        measured_on = TESTED if images.labelled else UNLABELLED
-        if not images.labelled:
-            images = answered(network, images, settings.batch_size)
+        images, measured_on = labelled(network, test_images(network, test), settings)
     recipe = recipe_of(record, snapshots)
     student = student_of(network, recipe)
     student.to(next(network.model.parameters()).device)
@@ -227,7 +223,14 @@ def held_out_images(
         )
     mean, std = (torch.tensor(values)[:, None, None] for values in (network.mean, network.std))
     images = Images(held, lambda rows: shards.images(held[rows]) * std + mean, network.classes)
-    return answered(network, replace(images, labelled=False), settings.batch_size)
+    return answered(network, images, settings.batch_size)
+
+
+def labelled(network: Teacher, tests: Images, settings: Evaluation) -> tuple[Images, str]:
+    """Test images, with the network's answers where they have no labels, and what they are."""
+    if tests.labelled:
+        return tests, TESTED
+    return answered(network, tests, settings.batch_size), UNLABELLED
 
 
 def _groups(epochs: Sequence[int], student: nn.Module) -> list[Sequence[int]]:
