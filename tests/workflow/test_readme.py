@@ -75,23 +75,22 @@ def test_every_snakemake_command_has_a_plan(command, overlays, tmp_path):
     overlays = {"mine.yaml": yaml.safe_dump(own), **overlays}
     for name, text in overlays.items():
         (tmp_path / name).write_text(text, "utf-8")
-    # bash knows {a,b}, as the reader's shell does.
-    expanded = ["bash", "-c", f"printf '%s\\n' {command.removeprefix('snakemake')}"]
-    words = subprocess.run(expanded, capture_output=True, text=True, check=True).stdout.split()
-    options = ["--dry-run", "--directory", str(tmp_path), "--nolock", "--configfile"]
-    options.append(str(ROOT / "config.yaml"))
+    # bash knows {a,b} and quotes, as the reader's shell does.
+    expanded = ["bash", "-c", f"printf '%s\\0' {command.removeprefix('snakemake')}"]
+    done = subprocess.run(expanded, capture_output=True, text=True, check=True)
+    words = done.stdout.removesuffix("\0").split("\0")
+    configs = [ROOT / "config.yaml"]
     if "--configfile" in words:
         place = words.index("--configfile")
         files = words[place + 1 :]
         files = files[: files.index("--")] if "--" in files else files
         words[place : place + 1 + len(files)] = []
-        options += [
-            str(ROOT / file if file.startswith("experiments/") else tmp_path / file)
-            for file in files
+        configs += [
+            (ROOT if file.startswith("experiments/") else tmp_path) / file for file in files
         ]
     (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text("utf-8"), "utf-8")
-    first = [word for word in words if word != "--"]
-    run = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), *first, *options]
+    run = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--configfile"]
+    run += [*map(str, configs), "--dry-run", "--directory", str(tmp_path), "--nolock", *words]
     done = subprocess.run(
         run,
         capture_output=True,
