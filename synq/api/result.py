@@ -126,7 +126,7 @@ class Result:
         recipe = Recipe(**record["recipe"])
         spent = work_on_an_image(self.network, self.student, recipe)
         share = spent["multiply_adds_share"]
-        work = f", {100 * share:.0f} % of the multiply-adds"
+        work = f", {100 * share:.0f} % of the layers' multiply-adds"
         what = "top-1" if measured.real else "agreement with the network"
         numbers = f"calibrated {measured.calibrated:.2f} %, student {measured.student:.2f} %"
         if measured.real:

@@ -230,7 +230,7 @@ def _quantized(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     layers = f"{part['layers']} of {part['of']} layers"
     if part["multiply_adds"] is None:
         return f"{text}: {layers}; their share of the multiply-adds is not known"
-    text = f"{text}: {layers}, {_percent(part['multiply_adds'])} of the multiply-adds"
+    text = f"{text}: {layers}, {_percent(part['multiply_adds'])} of the layers' multiply-adds"
     if part["inputs"] is not None:
         text += f"; {_read(part['inputs'], run.get('scope', 'calls'))}"
     return text
@@ -246,8 +246,8 @@ def _widths(spread: Sequence[float] | None, bits: int) -> str:
 
 
 def _read(share: float, scope: str) -> str:
-    """Which share of all multiply-adds reads codes, and what reads none."""
-    text = f"inputs are quantized for {_percent(share)} of all multiply-adds"
+    """Which share of the layers' multiply-adds reads codes, and what reads none."""
+    text = f"inputs are quantized for {_percent(share)} of them"
     if share == 1:
         return text
     wider = "; `inputs` would quantize them" if scope == "calls" else ""

@@ -118,7 +118,7 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("activations by functions", _some(hidden)),
         ("modules never called", _some(found["never_called"])),
         ("parameters", f"{found['parameters']:,}, quantized {found['quantized_parameters']:,}"),
-        ("multiply-adds of an image", f"{found['multiply_adds']:,}"),
+        ("multiply-adds of the layers", f"{found['multiply_adds']:,}"),
         ("kB with weights of n bits", f"{', '.join(sizes)}, without a file's names and record"),
     ]
 
@@ -137,7 +137,7 @@ def _share(inputs: dict[str, Any]) -> str:
     text, share = f"{inputs['layers']} of {inputs['of']}", inputs["multiply_adds_share"]
     if share is not None:
         # Never 100 % of what is not all of it.
-        text += f", {math.floor(1000 * share) / 10:g} % of the multiply-adds"
+        text += f", {math.floor(1000 * share) / 10:g} % of the layers' multiply-adds"
     rest = "; the others read floats unless calibration.scope is wider than calls"
     return text + (rest if inputs["layers"] < inputs["of"] else "")
 

@@ -102,13 +102,13 @@ def test_an_own_network_that_fits(inspected):
     assert fact(lines, "layer of the CAM") == "0"
     assert fact(lines, "feature alignment") == "1 blocks"
     assert fact(lines, "inputs quantized") == (
-        "0 of 2, 0 % of the multiply-adds; the others read floats unless calibration.scope is "
+        "0 of 2, 0 % of the layers' multiply-adds; the others read floats unless calibration.scope is "
         "wider than calls"
     )
     assert fact(lines, "calibration.scope: inputs") == "2 of 2, 3 grids"
     assert fact(lines, "inputs in full precision") == "1 image, 1 adaptive_avg_pool2d"
     assert fact(lines, "parameters") == f"{200 + 8 + 16 + 224 + 7}, quantized 424"
-    assert fact(lines, "multiply-adds of an image") == "29,024"
+    assert fact(lines, "multiply-adds of the layers") == "29,024"
     assert lines[-1] == "fits"
     assert (report["kind"], report["fits"], report["problems"]) == ("inspection", True, [])
     assert (report["input"], report["classes"]) == ([1, 28, 28], 7)

@@ -161,22 +161,22 @@ def test_what_is_quantized_is_a_share_of_the_layers_that_are_called():
     assert found["multiply_adds"] == pytest.approx(0.25)
     verdict = judged(run(), parts=parts)
     assert verdict["words"]["quantized"] == (
-        "weights of 4 bits, activations of 3: 1 of 2 layers, 25 % of the multiply-adds; "
-        "inputs are quantized for 50 % of all multiply-adds, and the others read floats "
+        "weights of 4 bits, activations of 3: 1 of 2 layers, 25 % of the layers' multiply-adds; "
+        "inputs are quantized for 50 % of them, and the others read floats "
         "(`calibration.scope: calls`; `inputs` would quantize them)"
     )
     wide = judged(run(scope="everything", multiply_adds_share=0.9), parts=parts)
     assert "the others read floats (`calibration.scope: everything`)" in wide["words"]["quantized"]
     whole = judged(run(scope="inputs", multiply_adds_share=1.0), parts=parts)
     assert whole["words"]["quantized"].endswith(
-        "inputs are quantized for 100 % of all multiply-adds"
+        "inputs are quantized for 100 % of them"
     )
     assert "1 layer in full precision: b" in verdict["doubts"]
 
 
 def test_a_share_is_not_rounded_up_to_all_of_it():
     parts = [part("a", adds=99_999), part("b", "a gate", 1)]
-    assert "99.9 % of the multiply-adds" in judged(run(), parts=parts)["words"]["quantized"]
+    assert "99.9 % of the layers' multiply-adds" in judged(run(), parts=parts)["words"]["quantized"]
 
 
 def test_layers_that_the_run_keeps_in_full_precision_are_not_counted_as_quantized():
@@ -189,7 +189,7 @@ def test_layers_that_the_run_keeps_in_full_precision_are_not_counted_as_quantize
     found = judged(kept, parts=[part("a"), part("fc", adds=300)])
     assert found["words"]["quantized"].startswith(
         "weights of 4 to 32 (full precision) bits (15.95 on average), activations of 3 bits: "
-        "1 of 2 layers, 25 % of the multiply-adds; "
+        "1 of 2 layers, 25 % of the layers' multiply-adds; "
     )
     assert "1 layer in full precision: fc" in found["doubts"]
 
