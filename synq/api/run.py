@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synq.api.given import Given, checked
+from synq.api.given import Batch, Given, Test, answered, checked, settings_or_batches
 from synq.api.network import description, image_set_of, images_for, teacher_of
 from synq.api.result import Inspection, Measured, Result, Sensitivity
 from synq.api.settings import Run, image_settings, run_settings
@@ -36,7 +36,7 @@ from synq.quantization.student import (
     take_weights,
 )
 from synq.reporting.accuracy import answers, compared, confusion, doubt, top1
-from synq.reporting.changes import HELD_OUT, TESTED
+from synq.reporting.changes import HELD_OUT, TESTED, UNLABELLED
 from synq.reporting.inspection import inspect_model
 from synq.runtime.process import prepared, versions
 from synq.runtime.progress import showing
@@ -47,9 +47,6 @@ from synq.stages.real_images import test_images
 from synq.stages.sensitivity import layers_alone
 
 Settings = Mapping[str, Any] | None
-# Test images: a folder with one directory per class, settings as in the config's ``test``, or
-# batches of images as the network takes them and labels.
-Test = str | Path | Mapping[str, Any] | Iterable[tuple[Tensor, Tensor]] | None
 
 
 def quantize(
@@ -88,18 +85,18 @@ def quantize(
     the method's own. ``test`` are images to measure on: a folder with one directory per class, or
     with images alone, of which agreement with the network is measured for want of labels,
     settings as in a config (``{"dataset": "arrays", "path": "test.npz"}``), or batches of images as
-    the network takes them and labels, such as a DataLoader; those of an iterator are kept in
-    memory. Without it agreement with the network is measured, on the images that were held out.
-    ``names`` are those of the classes in the network's order, or the path of a text file with a
-    name a line: they go into the ONNX file, and where the directories of a folder have exactly
-    these names, they say which class each is.
+    the network takes them and labels, or images alone, such as a DataLoader; those of an iterator
+    are kept in memory. Without it agreement with the network is measured, on the images that were
+    held out. ``names`` are those of the classes in the network's order, or the path of a text file
+    with a name a line: they go into the ONNX file, and where the directories of a folder have
+    exactly these names, they say which class each is.
 
     The same seed and settings give the student that the workflow makes, bit for bit on the same
     CPU and number of threads (``threads``; 0: torch's choice). Raises UserError, in one line,
     before any long work where that is possible. Ctrl-C ends it at any time.
     """
     settings = description(model, image_shape, classes, mean, std)
-    batches, told = _test(test)
+    batches, told = settings_or_batches(test)
     called = {"names": [names] if isinstance(names, str) else list(names)}
     changes = {
         "synthesis": synthesis,
@@ -358,21 +355,6 @@ def _trained(network: Teacher, shards: ImageSet, run: Run, bits: str, seed: int)
     return _Trained(frozen(student), recipe, states[0], selected, history)
 
 
-def _test(test: Test) -> tuple[Iterable[tuple[Tensor, Tensor]] | None, Settings]:
-    """Batches of images and labels, or settings of a test set, whichever was given."""
-    if isinstance(test, str | Path):
-        return None, {"dataset": "folder", "path": str(test)}
-    if test is None or isinstance(test, Mapping):
-        return None, test
-    if not isinstance(test, Iterable):
-        raise DataError(
-            f"test is a {type(test).__name__}; give a folder, settings, or batches of images and "
-            "labels"
-        )
-    # What can be read once alone is kept: ``to_onnx`` looks at test images, too.
-    return list(test) if isinstance(test, Iterator) else test, None
-
-
 def _test_images(network: Teacher, run: Run) -> Images | None:
     """The test images that the settings name; None where they name none."""
     return test_images(network, run.test) if run.test.dataset != "none" else None
@@ -384,14 +366,16 @@ def _measured(
     shards: ImageSet,
     run: Run,
     tests: Images | None,
-    batches: Iterable[tuple[Tensor, Tensor]] | None,
+    batches: Iterable[Batch] | None,
 ) -> Measured:
     calibrated = copy.deepcopy(trained.student)
     calibrated.load_state_dict(trained.calibrated)
     models = [network.model, calibrated, trained.student]
     settings, on = run.evaluation, TESTED
     if batches is not None:
-        labels, found = answers(models, checked(batches, network))
+        _, own = next(checked(batches, network), (None, None))
+        on = UNLABELLED if own is None else TESTED
+        labels, found = answers(models, answered(checked(batches, network), network))
     else:
         if tests is None:
             seen, on = held_out_images(network, shards, run.finetune.holdout, settings), HELD_OUT

@@ -19,7 +19,7 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import synq
-from synq.api.given import Given
+from synq.api.given import Given, checked
 from synq.config.images import Data
 from synq.data.datasets import folder
 from synq.errors import ModelError
@@ -295,6 +295,42 @@ def test_of_images_without_labels_agreement_is_measured(network, tmp_path):
     assert "agreement with the network on 6 real images without labels: calib" in found.report()
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda images: images,
+        lambda images: iter(images.split(4)),
+        lambda images: DataLoader(TensorDataset(images), 4),
+    ],
+    ids=["one tensor", "an iterator of tensors", "a loader of lists of one"],
+)
+def test_of_batches_without_labels_agreement_is_measured(network, tmp_path, kind):
+    images = batches_of(10).dataset.tensors[0]
+    few = {**FEW, "export": {"test_images": 8}}
+    found = synq.quantize(network, **INPUT, **few, test=kind(images))
+    with torch.no_grad():
+        same = (found.student(images).argmax(1) == network.eval()(images).argmax(1)).sum()
+    assert found.measured.student == pytest.approx(10 * int(same))
+    assert "agreement with the network on 10 real images without labels: calib" in found.report()
+    record = found.to_onnx(tmp_path / "student.onnx")
+    assert record["test_images"] == 8
+    assert record["test_agreement"] == 100.0
+    assert record["runtime_top1"] is None
+
+
+def test_one_batch_of_images_and_labels_is_no_two_batches(network):
+    images, labels = batches_of(10).dataset.tensors
+    found = synq.quantize(network, **INPUT, **FEW, test=(images, labels))
+    assert found.measured.real
+    assert found.measured.images == 10
+
+
+def test_batches_with_labels_and_without_are_not_mixed(network):
+    image, label = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+    whole = synq.inspect(network, image_shape=(3, 8, 8)).network
+    assert "with labels and without" in refusal(list, checked([(image, label), image], whole))
+
+
 def test_of_many_test_images_some_are_compared_evenly_spread(network):
     loader = batches_of(10)
     given = Given(loader, synq.inspect(network, image_shape=(3, 8, 8)).network, 10)
@@ -427,12 +463,12 @@ def with_images(images=None, labels=None):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (with_images(torch.zeros(2, 3, 8, 8).byte()), "uint8 images with int64 labels"),
-        (with_images(torch.full((2, 3, 8, 8), torch.nan)), "float32 (NaN or infinite) images"),
-        (with_images(labels=torch.tensor([0.0, 0.9])), "float32 labels"),
-        (with_images(labels=torch.tensor([True, False])), "bool labels"),
-        (with_images(labels=torch.eye(3)[:2]), "with labels [2, 3], not of [n, 3, 8, 8]"),
-        (with_images(numpy.zeros((2, 3, 8, 8), "float32")), "no pairs of tensors"),
+        (with_images(torch.zeros(2, 3, 8, 8).byte()), "images of uint8; write finite floats"),
+        (with_images(torch.full((2, 3, 8, 8), torch.nan)), "images of float32 (NaN or infinite)"),
+        (with_images(labels=torch.tensor([0.0, 0.9])), "labels of float32; write the numbers"),
+        (with_images(labels=torch.tensor([True, False])), "labels of bool; write the numbers"),
+        (with_images(labels=torch.eye(3)[:2]), "labels of [2, 3], not of [2]"),
+        (with_images(numpy.zeros((2, 3, 8, 8), "float32")), "nor pairs of tensors"),
         ({"names": ["a", "b"]}, "names has 2 names of classes, the network 3"),
         ({"names": "no/such/file"}, "no/such/file cannot be read"),
     ],
@@ -489,8 +525,12 @@ def test_a_shape_may_be_of_numpys_numbers(network):
         ({"test": {"dataset": "digitz"}}, "test.dataset is 'digitz'; did you mean digits?"),
         ({"test": 3}, "test is a int"),
         ({"test": []}, "test gives no images"),
-        ({"test": [torch.rand(2, 3, 8, 8)]}, "no pairs of tensors, images and labels"),
-        ({"test": [(torch.rand(2, 3, 9, 9), torch.tensor([0, 1]))]}, "batches of [2, 3, 9, 9]"),
+        ({"test": [{"image": torch.rand(2, 3, 8, 8)}]}, "nor pairs of tensors, images and labels"),
+        ({"test": [[]]}, "nor pairs of tensors, images and labels"),
+        ({"test": [torch.rand(3, 8, 8)]}, "images of [3, 8, 8], not of [n, 3, 8, 8]"),
+        ({"test": [(torch.rand(2, 3, 9, 9), torch.tensor([0, 1]))]}, "images of [2, 3, 9, 9]"),
+        ({"test": [(torch.rand(2, 3, 8, 8), torch.tensor([0]))]}, "labels of [1], not of [2]"),
+        ({"test": torch.zeros(2, 3, 8, 8).byte()}, "images of uint8; write finite floats"),
         ({"test": [(torch.rand(2, 3, 8, 8), torch.tensor([0, 7]))]}, "the label 7"),
         (
             {"images": synq.ImageSet(torch.rand(9, 3, 9, 9), torch.zeros(9).long())},
