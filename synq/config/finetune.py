@@ -13,9 +13,9 @@ CAM_KINDS = ("off", "gradcam", "gradcam++")
 class Finetune:
     """Quantization-aware fine-tuning on synthetic images (paper, section 4)."""
 
-    epochs: int = setting(100, "epochs, each of so many passes; 0: calibrated only", minimum=0)
+    epochs: int = setting(20, "epochs, each of so many passes; 0: calibrated only", minimum=0)
     passes: int = setting(1, "passes over the synthetic images in an epoch", minimum=1)
-    batch_size: int = setting(64, "images a step", minimum=1)
+    batch_size: int = setting(32, "images a step", minimum=1)
     start: str = setting(
         "network",
         "what the weights begin as: network (its own), or wider (those of the student of the same "

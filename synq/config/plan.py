@@ -91,7 +91,10 @@ class Plan:
     def image_settings(self, model: str, image_set: str) -> Any:
         """The settings of the stage that makes an image set; of borrowed images the relative's."""
         chosen, maker = self.image_sets[image_set], self.maker(model, image_set)
-        return self._merged(chosen.stage, maker, chosen.overrides, f"image_sets.{image_set}")
+        found = self._merged(chosen.stage, maker, chosen.overrides, f"image_sets.{image_set}")
+        if isinstance(found, Synthesis):
+            found = found.of_classes(self.models[maker].classes)
+        return found
 
     def images_of(self, section: str, model: str, image_set: str = "") -> Any:
         """The settings of ``test``, or of an image set's ``real`` images; or None, of others."""

@@ -1,24 +1,31 @@
 """How images are synthesized."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from synq.config.fields import PRECISIONS, setting
 from synq.errors import ConfigError
 
 # What images are made by where Adam optimises no image itself.
 NETWORKS = ("generator", "conditional")
+# For images_per_class: 0, how many in all, and of each class at least. With 10 classes three times
+# as many made no better students (docs/experiments.md, two bits at four times the length).
+ENOUGH, ENOUGH_OF_A_CLASS = 1280, 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:
     """Images from the teacher alone (paper, section 3; HAST for the target; PSAQ-ViT)."""
 
-    images_per_class: int = setting(512, "images of each class", minimum=1)
-    classes_per_shard: int = setting(
-        1, "classes that one job optimises together, in one file", minimum=1
+    images_per_class: int = setting(
+        0,
+        f"images of each class; 0: {ENOUGH:,} in all, and at least {ENOUGH_OF_A_CLASS} of each",
+        minimum=0,
     )
-    batch_size: int = setting(256, "images optimised together, at most", minimum=1)
-    iterations: int = setting(1000, "Adam steps on the pixels of a batch", minimum=1)
+    classes_per_shard: int = setting(
+        10, "classes that one job optimises together, in one file", minimum=1
+    )
+    batch_size: int = setting(64, "images optimised together, at most", minimum=1)
+    iterations: int = setting(100, "Adam steps on the pixels of a batch", minimum=1)
     pixel_learning_rate: float = setting(
         0.5, "Adam's learning rate for pixels, coefficients or latents", above=0
     )
@@ -124,6 +131,12 @@ class Synthesis:
         "on a CPU, after half a minute; needs a C++ compiler, and on a GPU Triton",
         choices=("off", "default", "reduce-overhead"),
     )
+
+    def of_classes(self, classes: int) -> "Synthesis":
+        """The same with a number of images for ``images_per_class: 0``."""
+        if self.images_per_class:
+            return self
+        return replace(self, images_per_class=max(-(-ENOUGH // classes), ENOUGH_OF_A_CLASS))
 
     def __post_init__(self) -> None:
         if self.prior == "patches" and self.deep_weight > 0:

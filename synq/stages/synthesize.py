@@ -26,6 +26,7 @@ def synthesize_shard(
 ) -> None:
     """Synthesize ``images_per_class`` images of each of ``classes`` and write them."""
     network = read_teacher(teacher, prepare(device, threads))
+    settings = settings.of_classes(network.classes)
     result = synthesized(network, classes, seed, settings)
     write_shard(output, *result, shard_record(network, classes, seed, settings))
 

@@ -170,10 +170,10 @@ def test_a_synthesis_that_diverges(made, tmp_path, capsys):
     assert "lower synthesis.pixel_learning_rate" in line
 
 
-def test_zero_images(made, tmp_path, capsys):
+def test_fewer_images_than_none(made, tmp_path, capsys):
     words = ["synthesize", "--teacher", made / "one.safetensors", "--output", tmp_path / "s.h5"]
-    words += ["--classes", "0", "--seed", "0", "--images-per-class", "0"]
-    assert "images_per_class is 0; it must be at least 1" in refused(capsys, tmp_path, *words)
+    words += ["--classes", "0", "--seed", "0", "--images-per-class", "-1"]
+    assert "images_per_class is -1; it must be at least 0" in refused(capsys, tmp_path, *words)
 
 
 def test_a_class_that_does_not_exist(made, tmp_path, capsys):

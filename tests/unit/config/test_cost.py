@@ -38,10 +38,11 @@ def test_the_embedded_default_needs_minutes_beyond_the_start():
 
 
 def test_imagenet_on_a_gpu_is_hours_and_on_a_core_days():
-    shard = Synthesis(images_per_class=5, classes_per_shard=50)
+    shard = Synthesis(images_per_class=5, classes_per_shard=50, iterations=1000)
+    long = Finetune(epochs=100)
     assert 30 < synthesis_minutes(LARGE, shard, 50, gpu=True) < 120
-    assert 120 < finetune_minutes(LARGE, Finetune(), 5000, gpu=True) < 600
-    assert finetune_minutes(LARGE, Finetune(), 5000, gpu=False) > 2 * 24 * 60
+    assert 120 < finetune_minutes(LARGE, long, 5000, gpu=True) < 600
+    assert finetune_minutes(LARGE, long, 5000, gpu=False) > 2 * 24 * 60
 
 
 def test_more_work_has_more_time():
@@ -49,8 +50,8 @@ def test_more_work_has_more_time():
     limits = [finetune_minutes(LARGE, plain, n, gpu=True) for n in (1000, 5000)]
     assert limits[0] < limits[1] < finetune_minutes(LARGE, full, 5000, gpu=True)
     assert limits[0] < finetune_minutes(LARGE, Finetune(passes=2), 1000, gpu=True)
-    deep = Synthesis(deep_weight=0.02)
-    assert synthesis_minutes(LARGE, Synthesis(), 1, gpu=True) < synthesis_minutes(
+    shallow, deep = (Synthesis(images_per_class=512, deep_weight=w) for w in (0.0, 0.02))
+    assert synthesis_minutes(LARGE, shallow, 1, gpu=True) < synthesis_minutes(
         LARGE, deep, 1, gpu=True
     )
     folder = TestSet(dataset="folder", path="val")
@@ -76,12 +77,19 @@ def test_a_reconstruction_and_generators_have_more_time():
     longer = Finetune(epochs=0, reconstruct="rounding", reconstruct_steps=20_000)
     limits = [finetune_minutes(LARGE, s, 1000, gpu=True) for s in (plain, parts, longer)]
     assert limits == sorted(set(limits))
-    pixels, latents = (Synthesis(parameters=kind) for kind in ("pixels", "generator"))
+    pixels, latents = (
+        Synthesis(images_per_class=512, iterations=1000, parameters=kind)
+        for kind in ("pixels", "generator")
+    )
     limits = [synthesis_minutes(LARGE, s, 1, gpu=True) for s in (pixels, latents)]
     assert limits == sorted(set(limits))
 
 
 PROJECT = Path(__file__).parents[3]
+PAPERS = {
+    "synthesis": {"images_per_class": 512, "iterations": 1000},
+    "finetune": {"epochs": 100},
+}
 FEW = {
     "synthesis": {"images_per_class": 5, "classes_per_shard": 50, "iterations": 500},
     "finetune": {"epochs": 10, "holdout": 0.2},
@@ -108,10 +116,23 @@ def imagenet(sections: dict[str, Any], **grid: list[Any]) -> Plan:
 
 
 def test_the_papers_images_of_each_of_a_thousand_classes_are_years_and_five_are_days():
-    years, days = (sum(core_hours(imagenet(s)).values()) for s in ({}, FEW))
+    years, days = (sum(core_hours(imagenet(s)).values()) for s in (PAPERS, FEW))
     assert years > 24 * 365
     assert 24 < days < 24 * 14
-    assert "hours of one core" in told(imagenet({}))
+    assert "hours of one core" in told(imagenet(PAPERS))
+
+
+def test_what_is_not_said_takes_days_of_a_core_for_a_thousand_classes_and_minutes_for_ten():
+    assert 24 < sum(core_hours(imagenet({})).values()) < 24 * 4
+    ten = plan(
+        {
+            "grid": {"models": ["a"], "bits": ["w2a2"], "methods": ["ours"], "seeds": [0]},
+            "models": {"a": {"source": "pytorchcv", "architecture": "resnet20_cifar10"}},
+            "image_sets": {"images": {"target": "none"}},
+            "methods": {"ours": {"images": "images"}},
+        }
+    )
+    assert 0.1 < sum(core_hours(ten).values()) < 1
 
 
 def test_methods_of_the_same_images_share_their_hours_and_seeds_do_not():

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from synq.config.fields import flags
+from synq.config.finetune import Finetune
 from synq.config.plan import shard_classes, shard_name
 from synq.config.reading import plan
+from synq.config.synthesis import Synthesis
 from synq.errors import ConfigError
 
 PROJECT = Path(__file__).parents[3]
@@ -55,7 +57,7 @@ def test_the_last_layer_of_finetune_wins(config):
     def epochs():
         return plan(config).settings("finetune", "tiny", method="ours").epochs
 
-    assert epochs() == 100
+    assert epochs() == Finetune().epochs
     config["finetune"] = {"epochs": 3}
     assert epochs() == 3
     config["models"]["tiny"]["finetune"] = {"epochs": 4}
@@ -68,13 +70,29 @@ def test_the_last_layer_of_synthesis_wins(config):
     def iterations():
         return plan(config).image_settings("tiny", "hard").iterations
 
-    assert iterations() == 1000
+    assert iterations() == Synthesis().iterations
     config["synthesis"] = {"iterations": 3}
     assert iterations() == 3
     config["models"]["tiny"]["synthesis"] = {"iterations": 4}
     assert iterations() == 4
     config["image_sets"]["hard"]["iterations"] = 5
     assert iterations() == 5
+
+
+@pytest.mark.parametrize(
+    ("zoo", "images"),
+    [("resnet20_cifar10", 128), ("resnet20_cifar100", 13), ("resnet20_svhn", 128)],
+)
+def test_how_many_images_a_class_has_depends_on_how_many_classes_there_are(config, zoo, images):
+    config["models"]["tiny"] = {"source": "pytorchcv", "architecture": zoo}
+    assert plan(config).image_settings("tiny", "hard").images_per_class == images
+    config["synthesis"] = {"images_per_class": 17}
+    assert plan(config).image_settings("tiny", "hard").images_per_class == 17
+
+
+@pytest.mark.parametrize(("classes", "images"), [(2, 640), (3, 427), (1000, 10)])
+def test_so_many_images_that_they_suffice_and_each_class_has_some(classes, images):
+    assert Synthesis().of_classes(classes).images_per_class == images
 
 
 def test_a_layer_changes_nothing_but_what_it_names(config):
@@ -90,7 +108,7 @@ def test_the_layers_of_one_model_or_method_do_not_reach_another(config):
     config["models"]["other"]["finetune"] = {"epochs": 3}
     config["methods"]["theirs"] = {"images": "hard", "finetune": {"batch_size": 3}}
     settings = plan(config).settings("finetune", "tiny", method="ours")
-    assert (settings.epochs, settings.batch_size) == (100, 64)
+    assert (settings.epochs, settings.batch_size) == (Finetune().epochs, Finetune().batch_size)
 
 
 @pytest.mark.parametrize(
@@ -293,9 +311,9 @@ def test_a_store_that_is_no_folder_is_refused(config, store):
 
 def test_a_network_of_the_zoo_needs_its_name_alone(config):
     config["models"]["tiny"] = {"source": "pytorchcv", "architecture": "resnet20_cifar10"}
-    assert len(plan(config).shards("tiny", "hard")) == 10
+    assert plan(config).shards("tiny", "hard") == ["classes-0000-0009"]
     config["models"]["tiny"] = {"source": "torchvision", "architecture": "resnet18"}
-    assert len(plan(config).shards("tiny", "hard")) == 1000
+    assert len(plan(config).shards("tiny", "hard")) == 100
 
 
 def test_an_image_set_of_real_images_has_their_settings(config):

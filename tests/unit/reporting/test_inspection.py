@@ -102,8 +102,8 @@ def test_an_own_network_that_fits(inspected):
     assert fact(lines, "layer of the CAM") == "0"
     assert fact(lines, "feature alignment") == "1 blocks"
     assert fact(lines, "inputs quantized") == (
-        "0 of 2, 0 % of the layers' multiply-adds; the others read floats unless calibration.scope is "
-        "wider than calls"
+        "0 of 2, 0 % of the layers' multiply-adds; the others read floats unless "
+        "calibration.scope is wider than calls"
     )
     assert fact(lines, "calibration.scope: inputs") == "2 of 2, 3 grids"
     assert fact(lines, "inputs in full precision") == "1 image, 1 adaptive_avg_pool2d"

@@ -168,9 +168,7 @@ def test_what_is_quantized_is_a_share_of_the_layers_that_are_called():
     wide = judged(run(scope="everything", multiply_adds_share=0.9), parts=parts)
     assert "the others read floats (`calibration.scope: everything`)" in wide["words"]["quantized"]
     whole = judged(run(scope="inputs", multiply_adds_share=1.0), parts=parts)
-    assert whole["words"]["quantized"].endswith(
-        "inputs are quantized for 100 % of them"
-    )
+    assert whole["words"]["quantized"].endswith("inputs are quantized for 100 % of them")
     assert "1 layer in full precision: b" in verdict["doubts"]
 
 
