@@ -23,6 +23,7 @@ from synq.config.needs import needs
 from synq.config.plan import METHOD_STAGES, STAGES, Plan, shard_classes
 from synq.config.reading import entries, plan
 from synq.config.synthesis import Synthesis
+from synq.data.scale import DEVIATION, MEAN
 from synq.errors import ConfigError, nearest
 
 Changes = Mapping[str, Mapping[str, Any] | None]
@@ -143,14 +144,17 @@ def described(
     mean: Any = None,
     std: Any = None,
 ) -> Model:
-    """A network's input as settings, checked as those of a config; images as they are for None."""
+    """A network's input as settings, checked as those of a config.
+
+    For None it takes normalised images, by nobody knows what.
+    """
     channels, size = input_size(image_shape)
     given = {
         "classes": classes,
         "channels": channels,
         "image_size": size,
-        "mean": (0.0,) * channels if mean is None else mean,
-        "std": (1.0,) * channels if std is None else std,
+        "mean": (MEAN,) * channels if mean is None else mean,
+        "std": (DEVIATION,) * channels if std is None else std,
     }
     known = settings_of(Model)
     values = {

@@ -16,8 +16,16 @@ from synq.runtime.team import ALONE, Team
 class Images:
     """A shard set's images for training (``train``) and for selection (``held_out``)."""
 
-    def __init__(self, shards: ImageSource, settings: Finetune, device: torch.device) -> None:
+    def __init__(
+        self,
+        shards: ImageSource,
+        settings: Finetune,
+        device: torch.device,
+        unit: Tensor | None = None,
+    ) -> None:
+        """``unit`` ``[C, 1, 1]`` is what the network takes a deviation of an image for; 1."""
         self.shards, self.settings, self.device = shards, settings, device
+        self.unit = torch.ones(shards.image_shape[0], 1, 1) if unit is None else unit
         self.train, self.held_out = split(shards.labels, settings.holdout)
         self.labels = shards.labels
         self.others: Tensor | None = None
@@ -97,7 +105,8 @@ class Images:
     ) -> tuple[Tensor, Tensor] | None:
         if generator is None:
             return None
-        return random_jitter(count, self.shape[0], generator, self.settings.jitter)
+        jitter = random_jitter(count, self.shape[0], generator, self.settings.jitter)
+        return None if jitter is None else (jitter[0], jitter[1] * self.unit)
 
     def _seen(
         self,

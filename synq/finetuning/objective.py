@@ -54,11 +54,14 @@ class Objective:
         settings: Finetune,
         image_shape: Shape,
         team: Team = ALONE,
+        unit: Tensor | None = None,
     ) -> None:
         self.teacher, self.student, self.settings = teacher, student, settings
         self.size, self.team = image_shape[1:], team
         self.weights = weights_of(settings)
         device = next(teacher.parameters()).device
+        self.unit = torch.ones(1, 1, 1) if unit is None else unit
+        self.unit = self.unit.to(device)
         self.autocast = partial(autocast, device, settings.precision)
         read = dict.fromkeys(TERMS[name].reads for name in self.weights if TERMS[name].reads)
         self.layers = {key: LAYERS[key](teacher, image_shape) for key in read if key != ROUNDED}
@@ -133,7 +136,7 @@ class Objective:
             (gradient,) = torch.autograd.grad(again, images, retain_graph=True)
         _sum(terms).backward(inputs=parameters)
         if gradient is not None:
-            moved = perturbed_images(images.detach(), gradient, s.perturbation)
+            moved = perturbed_images(images.detach(), gradient, s.perturbation * self.unit)
             with self.autocast():
                 with torch.no_grad():
                     teacher = self.teacher(moved).float()
@@ -212,8 +215,11 @@ class Objective:
         return activation_map(scores, activations, self.size, self.settings.cam)
 
 
-def perturbed_images(images: Tensor, gradient: Tensor, epsilon: float) -> Tensor:
-    """x' = x + epsilon sign(dL/dx): a step towards what is harder to agree on (HAST, eq. 5)."""
+def perturbed_images(images: Tensor, gradient: Tensor, epsilon: float | Tensor) -> Tensor:
+    """x' = x + epsilon sign(dL/dx): a step towards what is harder to agree on (HAST, eq. 5).
+
+    ``epsilon`` is a number, or one for each channel, ``[C, 1, 1]``.
+    """
     return images + epsilon * gradient.sign()
 
 

@@ -195,7 +195,7 @@ def _epochs(
     average = Average(named, settings.average) if settings.average else None
     if average:
         average.restore(state.optimizer)
-    with Objective(teacher, student, settings, images.shape, team) as objective:
+    with Objective(teacher, student, settings, images.shape, team, images.unit) as objective:
         epochs = Epochs(objective, optimizer, images, seed, team, stopped, average)
         while state.epoch < settings.epochs:
             if average:

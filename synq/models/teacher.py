@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from synq.config.images import RealImages
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
+from synq.data.scale import Scale, scale_of
 from synq.errors import ArtifactError, ConfigError
 from synq.io.artifacts import checksum, file_sha256, read_checkpoint, write_checkpoint
 from synq.models.build import checked, frozen
@@ -38,6 +39,11 @@ class Teacher:
     mean: list[float]
     std: list[float]
     factory: str = ""  # the user's own function that makes it, if any
+
+    @property
+    def scale(self) -> Scale:
+        """Of its input, to images that are normalised by their mean and deviation."""
+        return scale_of(self.mean, self.std)
 
 
 def write_teacher(

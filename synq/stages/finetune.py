@@ -15,6 +15,7 @@ from torch import nn
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.config.fingerprint import factory_digest, stage_digest
+from synq.data.scale import rescaled
 from synq.errors import ConfigError
 from synq.finetuning.batches import Images
 from synq.finetuning.reconstruction import Fitted, reconstruct
@@ -167,16 +168,15 @@ def training_images(network: Teacher, shards: ImageSource, settings: Finetune, s
     ConfigError where all synthetic ones are held out.
     """
     device = next(network.model.parameters()).device
-    images = Images(shards, settings, device)
+    images = Images(shards, settings, device, network.scale.unit)
     if not len(images.train):
         raise ConfigError("finetune.holdout leaves no image to train on; lower it")
     count = round(len(images.train) * settings.leaves) if settings.epochs else 0
     if count:
         generator = generator_for(seed, "leaves")
-        parts = [
-            dead_leaves(min(LEAVES_AT_ONCE, count - first), network.image_shape, generator).half()
-            for first in range(0, count, LEAVES_AT_ONCE)
-        ]
+        sizes = [min(LEAVES_AT_ONCE, count - n) for n in range(0, count, LEAVES_AT_ONCE)]
+        drawn = (dead_leaves(size, network.image_shape, generator) for size in sizes)
+        parts = [network.scale.of_network(images).half() for images in drawn]
         with torch.no_grad():
             answers = [network.model(part.float().to(device)).argmax(1).cpu() for part in parts]
         images.add(torch.cat(parts), torch.cat(answers))
@@ -195,10 +195,11 @@ def calibrate_student(
     generator = generator_for(seed, "calibration")
     batches: Iterator[torch.Tensor]
     if calibration.range_source == "generator":
+        model = rescaled(network.model, network.scale)
         training = GeneratorTraining(
-            network.model, network.classes, network.image_shape, calibration, generator
+            model, network.classes, network.image_shape, calibration, generator
         )
-        batches = training.batches()
+        batches = map(network.scale.of_network, training.batches())
     else:
         batches = _batches(images, calibration.range_images, settings, generator)
     calibrate(student, batches, calibration, network.model)

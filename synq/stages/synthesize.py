@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from synq.config.synthesis import Synthesis
+from synq.data.scale import rescaled
 from synq.io.shards import write_shard
 from synq.models.judgement import Synthesized
 from synq.models.teacher import Teacher, check_classes, read_teacher, shard_record
@@ -36,11 +37,14 @@ def synthesized(
 ) -> Synthesized:
     """``images_per_class`` images of each of ``classes``, as one shard has them."""
     check_classes(classes, network)
+    # Noise, learning rates and what else has a size are for normalised images.
+    scale = network.scale
+    model = rescaled(network.model, scale)
     centres = None
     if settings.deep_weight > 0:
         # Every shard needs the same centres, so they depend on the seed and not on the classes.
         centres = calibration_centres(
-            network.model,
+            model,
             network.classes,
             network.image_shape,
             settings,
@@ -49,4 +53,5 @@ def synthesized(
     # Neighbouring images are of different classes, so that each batch mixes the shard's classes.
     labels = torch.tensor(classes).repeat(settings.images_per_class)
     generator = generator_for(seed, "synthesis", *classes)
-    return synthesize(network.model, labels, network.image_shape, settings, generator, centres)
+    made = synthesize(model, labels, network.image_shape, settings, generator, centres)
+    return made if scale.usual else made._replace(images=scale.of_network(made.images))
