@@ -23,8 +23,8 @@ from synq.config.needs import needs
 from synq.config.plan import METHOD_STAGES, STAGES, Plan, shard_classes
 from synq.config.reading import entries, plan
 from synq.config.synthesis import Synthesis
-from synq.data.scale import DEVIATION, MEAN
 from synq.errors import ConfigError, nearest
+from synq.models.scale import DEVIATION, MEAN
 
 Changes = Mapping[str, Mapping[str, Any] | None]
 # What the network is called in the plan of one run.

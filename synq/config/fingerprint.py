@@ -71,17 +71,57 @@ def counted(module: str) -> bool:
 def factory_digest(factory: str) -> str:
     """16 hexadecimal digits over the file of a ``package.module:function`` of the user's own.
 
-    The module is not imported: that would run its code, and wait for torch. Empty where there is
-    no factory or its file is not found; the stage that calls it says so.
+    And over those that it imports, of its own package or of this folder. No module is imported:
+    that would run its code, and wait for torch. Empty where there is no factory or its file is not
+    found; the stage that calls it says so.
     """
-    file = factory_file(factory.partition(":")[0])
-    if file is None:
+    first = factory.partition(":")[0]
+    seen: dict[str, str] = {}
+    waiting = [first]
+    while waiting:
+        module = waiting.pop()
+        file = None if module in seen else factory_file(module)
+        if file is None:
+            continue
+        try:
+            tree = _tree(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            seen[module] = file.read_bytes().hex()
+            continue
+        seen[module] = ast.dump(tree)
+        package = file.name == "__init__.py"
+        # A library is what its version says.
+        near = not {"site-packages", "dist-packages"} & {*file.parts}
+        top = module.partition(".")[0] if near else ""
+        named = _named(tree, module, package=package)
+        waiting += [name for name in named if _own(name, top)]
+    if first not in seen:
         return ""
-    try:
-        text = ast.dump(_tree(file.read_text(encoding="utf-8")))
-    except (SyntaxError, UnicodeDecodeError):
-        text = file.read_bytes().hex()
+    text = "\n".join(seen[module] for module in sorted(seen))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _named(tree: ast.AST, module: str, *, package: bool) -> set[str]:
+    """The modules that ``module``, a package's own or not, may import; of some there is no file."""
+    names: set[str] = set()
+    for node in _statements(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: None if package else -1]
+            above = above[: len(above) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names - {""}
+
+
+def _own(module: str, package: str) -> bool:
+    """Whether it is of this package or of this folder, and so the user's own."""
+    top = module.partition(".")[0]
+    if top in ("", PACKAGE.name):
+        return False
+    here = importlib.machinery.PathFinder.find_spec(top, [os.getcwd()])
+    return here is not None or top == package
 
 
 def file_digest(path: str) -> str:

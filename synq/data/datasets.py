@@ -3,6 +3,7 @@
 ``read`` gives what a config names as ``Images``, for the network that will see them.
 """
 
+import hashlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from torch.nn import functional
 from synq.config.images import Data
 from synq.data.arrays import read_arrays
 from synq.data.pictures import middle, resized
+from synq.data.rows import evenly_spread
 from synq.errors import DataError, reason
 
 # A bit for each digit, 1 where it is a test image: a stratified third, drawn once by scikit-learn's
@@ -32,13 +34,16 @@ TEST_DIGITS = bytes.fromhex(
     "a8f52033283920c944c8c8688a2102932292030932a6402da6862108aa608198c8a0141286124a12853cb41d20"
 )
 
+LOOKED_AT = 16  # images of a file of arrays, which tell it from another one
+
 
 @dataclass(frozen=True)
 class Images:
     """Images in [0, 1]; ``read`` gives those of some positions, ``[n, C, H, W]``.
 
     ``stream`` gives all of them in order, so many at a time, where there is a faster way to that.
-    Where they are not ``labelled``, the labels say nothing of what is on them.
+    Where they are not ``labelled``, the labels say nothing of what is on them. ``source`` gives
+    another text where they come from other files.
     """
 
     labels: Tensor
@@ -46,9 +51,16 @@ class Images:
     classes: int
     stream: Callable[[int], Iterator[Tensor]] | None = None
     labelled: bool = True
+    source: Callable[[], str] = str
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits, other ones for other images, as far as files and labels tell."""
+        told = f"{self.source()} {self.labelled} ".encode() + self.labels.numpy().tobytes()
+        return hashlib.sha256(told).hexdigest()[:16]
 
     def batches(
         self, size: int, mean: Sequence[float], std: Sequence[float]
@@ -143,7 +155,9 @@ def folder(settings: Data, channels: int, size: int) -> Images:
     except (ImportError, RuntimeError) as error:
         raise _without_torchvision("folder", error) from None
     files = Folder(Path(settings.path), channels, size, settings)
-    return Images(files.labels, files.read, files.classes, files.stream, files.labelled)
+    return Images(
+        files.labels, files.read, files.classes, files.stream, files.labelled, files.digest
+    )
 
 
 def _without_torchvision(dataset: str, error: Exception) -> DataError:
@@ -178,7 +192,11 @@ def arrays(settings: Data, split: str, channels: int, size: int, classes: int) -
         left, top = middle(width, size), middle(height, size)
         return images[:, :, top : top + size, left : left + size]
 
-    return Images(file.labels, read_rows, classes, labelled=file.labelled)
+    def digest() -> str:
+        some = file.read(evenly_spread(len(file.labels), LOOKED_AT))
+        return hashlib.sha256(some.numpy().tobytes()).hexdigest()
+
+    return Images(file.labels, read_rows, classes, labelled=file.labelled, source=digest)
 
 
 def cifar(name: str, settings: Data, split: str, channels: int, size: int) -> Images:

@@ -1,5 +1,7 @@
 """Images in one folder a class, or in one, by torchvision's ImageFolder; imported when needed."""
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -64,6 +66,14 @@ class Folder(Dataset[Tensor | DataError]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def digest(self) -> str:
+        """SHA-256 of the files' names below ``root`` and their sizes; none is opened."""
+        told = hashlib.sha256()
+        for file, _ in self._files.samples:
+            name = os.path.relpath(file, self._files.root)
+            told.update(f"{name} {os.path.getsize(file)}\n".encode(errors="surrogateescape"))
+        return told.hexdigest()
 
     def __getitem__(self, index: int) -> Tensor | DataError:
         """An image ``[C, H, W]``, or why there is none: a worker's exceptions lose their line."""

@@ -14,17 +14,20 @@ from torch import Tensor, nn
 from synq.config.images import RealImages
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
-from synq.data.scale import Scale, scale_of
 from synq.errors import ArtifactError, ConfigError
 from synq.io.artifacts import checksum, file_sha256, read_checkpoint, write_checkpoint
 from synq.models.build import checked, frozen
 from synq.models.layout import LAYOUTS, arranged, layout_of
+from synq.models.scale import Scale, scale_of
 from synq.models.sources import construct
 from synq.models.structure import copied
 from synq.models.weights import load_weights
 from synq.runtime.process import versions
 
 LARGEST_IMAGE = 2048  # pixels a side
+# By how much of the largest logit two processors may differ; other code differs by more.
+SAME_ANSWERS = 0.02
+ANSWERS = 64  # logits of an image that a file keeps, at most
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,12 @@ def write_teacher(
     origin: str,
     memory_format: str = "channels_last",
     output: Sequence[str] = (),
+    answers: Sequence[Sequence[float]] = (),
 ) -> None:
     """Write a teacher as safetensors, with all that ``read_teacher`` needs to build it again.
 
-    ``memory_format`` is what ``layout_of`` says, ``output`` what ``told`` does.
+    ``memory_format`` is what ``layout_of`` says, ``output`` what ``told`` does, and ``answers``
+    what ``answers_of`` does, by which a network of other code is told.
     """
     record = {
         "name": name,
@@ -75,9 +80,22 @@ def write_teacher(
         "origin": origin,
         "memory_format": memory_format,
         "output": list(output),
+        "answers": [list(logits) for logits in answers],
         "versions": versions(),
     }
     write_checkpoint(path, "teacher", tensors, record)
+
+
+def answers_of(
+    model: nn.Module, image_shape: Sequence[int], mean: Sequence[float], std: Sequence[float]
+) -> list[list[float]]:
+    """The first logits for two images of noise in [0, 1], of a frozen model on the CPU."""
+    noise = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    means, deviations = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    with torch.no_grad():
+        logits: Tensor = model((noise - means) / deviations)
+    found: list[list[float]] = logits[:, :ANSWERS].float().tolist()
+    return found
 
 
 def read_teacher(path: Path, device: torch.device) -> Teacher:
@@ -95,9 +113,11 @@ def read_teacher(path: Path, device: torch.device) -> Teacher:
             image_size=size,
         )
         load_weights(model, tensors, str(path))
+        # Channels last: a third less time a forward on a CPU (docs/experiments.md).
+        model = arranged(frozen(model), record["memory_format"])
+        _check_answers(path, model, record)
         return Teacher(
-            # Channels last: a third less time a forward on a CPU (docs/experiments.md).
-            arranged(frozen(model), record["memory_format"]).to(device),
+            model.to(device),
             file_sha256(path),
             record["name"],
             record["classes"],
@@ -147,6 +167,23 @@ def _check_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, T
     right = right and record.get("memory_format") in tuple(LAYOUTS)
     if not right or min(record["std"]) <= 0:
         raise ArtifactError(f"{path} has a record that does not fit its weights; make it again")
+
+
+def _check_answers(path: Path, model: nn.Module, record: Mapping[str, Any]) -> None:
+    """ArtifactError where the code that builds the network has changed what it computes."""
+    if not record.get("answers"):  # a file of before
+        return
+    shape = (record["channels"], record["image_size"], record["image_size"])
+    found = torch.tensor(answers_of(model, shape, record["mean"], record["std"]))
+    wanted = torch.tensor(record["answers"])
+    difference = SAME_ANSWERS * float(wanted.abs().max())
+    if found.shape == wanted.shape and float((found - wanted).abs().max()) <= difference:
+        return
+    raise ArtifactError(
+        f"{path} was written of a network that answers otherwise than the one that "
+        f"{record['factory'] or record['architecture']} builds now; its code has changed: delete "
+        "that file, and what was made of it is made again"
+    )
 
 
 def stored_bytes(model: nn.Module) -> int:

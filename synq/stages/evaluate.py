@@ -71,7 +71,9 @@ def evaluate_run(
         images = held_out_images(network, shard_set, record["finetune"]["holdout"], settings)
         measured_on = HELD_OUT
     else:
-        images, measured_on = labelled(network, test_images(network, test), settings)
+        tests = test_images(network, test)
+        _check_same(tests, reference, teacher_metrics)
+        images, measured_on = labelled(network, tests, settings)
     recipe = recipe_of(record, snapshots)
     student = student_of(network, recipe)
     student.to(next(network.model.parameters()).device)
@@ -139,6 +141,16 @@ def evaluate_run(
     print(", ".join(f"{key} {value:.2f} %" for key, value in shown.items()))
     if metrics["remark"]:
         print(f"remark: {metrics['remark']}")
+
+
+def _check_same(tests: Images, reference: Mapping[str, Any], path: Path) -> None:
+    """DataError where the network was measured on other test images than these."""
+    if reference.get("test_digest", tests.digest) != tests.digest:
+        raise DataError(
+            f"{path} was measured on other test images ({reference['test_images']}) than there are "
+            f"now ({len(tests)}); delete that file, and the network and its students are measured "
+            "anew"
+        )
 
 
 def work_on_an_image(network: Teacher, student: nn.Module, recipe: Recipe) -> dict[str, Any]:

@@ -29,10 +29,10 @@ def evaluate_teacher(
     """Write the full-precision accuracy and size; without a labelled test set the size alone."""
     network = read_teacher(teacher, prepare(device, threads))
     accuracy, warning, count, classes = None, "", 0, None
-    mistakes, spectrum = None, None
+    mistakes, spectrum, digest = None, None, None
     if test.dataset != "none":
         images = test_images(network, test)
-        count, spectrum = len(images), _spectrum(images)
+        count, spectrum, digest = len(images), _spectrum(images), images.digest
         if images.labelled:
             labels, (found,) = predictions([network.model], network, images, settings)
             counts = confusion(labels, found, network.classes)
@@ -47,6 +47,7 @@ def evaluate_teacher(
             "top1": accuracy,
             "warning": warning,
             "test_images": count,
+            "test_digest": digest,
             "per_class": classes,
             "confusion": mistakes,
             "spectrum": spectrum,

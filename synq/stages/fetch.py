@@ -5,10 +5,11 @@ from pathlib import Path
 from synq.config.model import MODEL_SETTINGS, Model
 from synq.errors import ConfigError
 from synq.io.download import bring, stored
+from synq.models.build import frozen
 from synq.models.layout import layout_of
 from synq.models.outputs import told
 from synq.models.sources import construct, own_keys, zoo_file
-from synq.models.teacher import write_teacher
+from synq.models.teacher import answers_of, write_teacher
 from synq.models.weights import load_weights, read_weights
 
 
@@ -58,4 +59,5 @@ def _write(
         origin=f"{origin} {digest}",
         memory_format=layout_of(model, image_shape),
         output=changes,
+        answers=answers_of(frozen(model), image_shape, settings.mean, settings.std),
     )

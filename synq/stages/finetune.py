@@ -15,7 +15,6 @@ from torch import nn
 from synq.config.calibration import Calibration
 from synq.config.finetune import Finetune
 from synq.config.fingerprint import factory_digest, stage_digest
-from synq.data.scale import rescaled
 from synq.errors import ConfigError
 from synq.finetuning.batches import Images
 from synq.finetuning.reconstruction import Fitted, reconstruct
@@ -24,6 +23,7 @@ from synq.finetuning.training import RESTART_FACTOR, Progress, finetune, termina
 from synq.io.artifacts import file_sha256, write_checkpoint
 from synq.io.shards import ImageSource, ShardSet
 from synq.io.students import write_students
+from synq.models.scale import rescaled
 from synq.models.teacher import Teacher, read_teacher
 from synq.quantization.calibration import calibrate
 from synq.quantization.convert import bits_in_use, packed_bytes

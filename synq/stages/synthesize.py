@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from synq.config.synthesis import Synthesis
-from synq.data.scale import rescaled
 from synq.io.shards import write_shard
 from synq.models.judgement import Synthesized
+from synq.models.scale import rescaled
 from synq.models.teacher import Teacher, check_classes, read_teacher, shard_record
 from synq.runtime.process import generator_for, prepare
 from synq.synthesis.centres import calibration_centres

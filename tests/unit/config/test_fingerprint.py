@@ -140,6 +140,51 @@ def test_the_file_of_a_factory_counts_without_being_imported(own):
     assert source.factory_digest("ownpackage.models:build") != before
 
 
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("from blocks import D", "blocks.py"),
+        ("import blocks", "blocks.py"),
+        ("from ownpackage.parts import blocks", "ownpackage/parts/blocks.py"),
+        ("from .blocks import D", "ownpackage/blocks.py"),
+        ("from . import blocks", "ownpackage/blocks.py"),
+        ("from .parts.blocks import D", "ownpackage/parts/blocks.py"),
+        ("def late():\n    from beside.blocks import D", "beside/blocks.py"),
+        ("import middle", "blocks.py"),
+    ],
+)
+def test_what_the_file_of_a_factory_imports_counts_too(own, line, place):
+    root = own.parent.parent
+    (root / "middle.py").write_text("import blocks\nimport middle\nimport torch\n")
+    file = root / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("D = 1\n")
+    own.write_text(f"{line}\n{own.read_text()}")
+    before = source.factory_digest("ownpackage.models:build")
+    edited(file, "D = 1", "D = 1  # a comment")
+    assert source.factory_digest("ownpackage.models:build") == before
+    edited(file, "D = 1", "D = 2")
+    assert source.factory_digest("ownpackage.models:build") != before
+
+
+def test_what_a_package_imports_of_itself_counts_from_its_own_files(own):
+    package = own.parent
+    (package / "deep").mkdir()
+    (package / "deep" / "__init__.py").write_text("from .net import build\n")
+    (package / "deep" / "net.py").write_text("def build():\n    return 1\n")
+    before = source.factory_digest("ownpackage.deep:build")
+    edited(package / "deep" / "net.py", "return 1", "return 2")
+    assert source.factory_digest("ownpackage.deep:build") != before
+
+
+def test_a_library_is_not_read_through(monkeypatch):
+    read = []
+    tree = source._tree
+    monkeypatch.setattr(source, "_tree", lambda text: read.append(text) or tree(text))
+    assert source.factory_digest("pytorchcv.models.resnet:resnet18")
+    assert len(read) == 1
+
+
 def test_the_file_of_a_factory_may_be_a_module_a_package_or_installed(own):
     (own.parent / "more").mkdir()
     (own.parent / "more" / "__init__.py").write_text("")

@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -496,3 +497,39 @@ def test_one_image_has_no_halves(tmp_path, part):
     data = Data(path=str(tmp_path), part=part)
     with pytest.raises(DataError, match=f"one image has no {part} half; write part: all"):
         read("folder", data, "test", classes=1, image_shape=(3, 8, 8), name="net")
+
+
+def digest_of(path, **changes):
+    settings = Data(path=str(path), **changes)
+    found = read("folder", settings, "test", classes=2, image_shape=(3, 8, 8), name="net")
+    return found.digest
+
+
+def test_a_folder_has_another_digest_with_other_files(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            picture = Image.new("RGB", (8, 8), (40 * number, 9, 9))
+            picture.save(tmp_path / name / f"{number}.png")
+    before = digest_of(tmp_path)
+    assert digest_of(tmp_path) == before
+    assert digest_of(tmp_path, part="report") != before
+    shutil.copy(tmp_path / "a" / "0.png", tmp_path / "a" / "3.png")
+    assert digest_of(tmp_path) != before
+    (tmp_path / "a" / "3.png").unlink()
+    assert digest_of(tmp_path) == before
+    Image.new("RGB", (90, 80), (1, 2, 3)).save(tmp_path / "a" / "0.png")
+    assert digest_of(tmp_path) != before
+
+
+def test_arrays_have_another_digest_with_other_pixels_or_labels(tmp_path):
+    def found(pixels, labels):
+        numpy.savez(tmp_path / "own.npz", images=pixels, labels=labels)
+        settings = Data(path=str(tmp_path / "own.npz"))
+        return read("arrays", settings, "test", classes=2, image_shape=(3, 8, 8), name="n").digest
+
+    pixels = numpy.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), "uint8")
+    labels = numpy.arange(6) % 2
+    before = found(pixels, labels)
+    assert found(pixels, labels) == before
+    assert len({before, found(255 - pixels, labels), found(pixels, 1 - labels)}) == 3

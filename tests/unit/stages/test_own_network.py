@@ -17,6 +17,7 @@ from synq.config.finetune import Finetune
 from synq.config.images import TestSet
 from synq.config.model import Model
 from synq.config.synthesis import Synthesis
+from synq.errors import ArtifactError, DataError
 from synq.io.artifacts import read_checkpoint, read_json
 from synq.models.teacher import read_teacher
 from synq.stages import evaluate
@@ -209,6 +210,20 @@ def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, na
     )
     metrics = read_json(Path("metrics.json"), "metrics")
     assert metrics["test_images"] == 9
+    # Another test set is no excuse to compare students with what was measured before.
+    numpy.savez("test.npz", images=pixels[::-1], labels=numpy.arange(9) % 3)
+    with pytest.raises(DataError, match="was measured on other test images") as caught:
+        evaluate_run(
+            teacher_metrics=Path("teacher.json"),
+            snapshots=Path("students.safetensors"),
+            shards=[],
+            shard_folder=Path(),
+            output=Path("other.json"),
+            **common,
+        )
+    assert "\n" not in str(caught.value)
+    assert not Path("other.json").exists()
+    numpy.savez("test.npz", images=pixels, labels=numpy.arange(9) % 3)
     monkeypatch.setattr(evaluate, "TOGETHER", 1)  # as where students are large: one at a time
     asked = []
 
@@ -245,6 +260,13 @@ def test_an_own_network_goes_through_every_stage(folder, monkeypatch, capsys, na
     ]
     called = {"Calling": 2, "Published": 7}
     assert len({site.rpartition(".")[0] for site in sites}) == called.get(name, 0)
+    # The code has changed, and the file's weights still fit it.
+    module = sys.modules["own_stages"]
+    wanted = getattr(module, name).forward
+    with monkeypatch.context() as changed:
+        changed.setattr(getattr(module, name), "forward", lambda self, x: wanted(self, x.square()))
+        with pytest.raises(ArtifactError, match="its code has changed: delete that file"):
+            read_teacher(teacher, torch.device("cpu"))
     with torch.no_grad():
         logits = read_teacher(teacher, torch.device("cpu")).model(torch.rand(5, 3, 16, 16))
     assert not torch.allclose(logits.sum(1), torch.ones(5))

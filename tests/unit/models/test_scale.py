@@ -8,10 +8,10 @@ from torch import nn
 
 from synq.config.finetune import Finetune
 from synq.config.synthesis import Synthesis
-from synq.data.scale import DEVIATION, MEAN, scale_of
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import perturbed_images
 from synq.io.shards import ImageSet
+from synq.models.scale import DEVIATION, MEAN, scale_of
 from synq.models.teacher import Teacher
 from synq.stages.finetune import training_images
 from synq.stages.synthesize import synthesized
