@@ -19,6 +19,7 @@ from synq.models.outputs import count_classes
 from synq.models.structure import check_own, copied
 from synq.models.teacher import Teacher, check_classes, held_teacher
 from synq.models.weights import check_numbers
+from synq.runtime.progress import part_of, places
 from synq.stages.borrow import borrowed
 from synq.stages.collect import drawn
 from synq.stages.real_images import training_set
@@ -93,7 +94,10 @@ def image_set_of(
         images = training_set(network, settings)
         made = [drawn(network, images, classes, seed, settings) for classes in shards]
     else:
-        made = [synthesized(network, classes, seed, settings) for classes in shards]
+        made = []
+        for classes, place in zip(shards, places(len(shards), "group"), strict=True):
+            with part_of(place):
+                made.append(synthesized(network, classes, seed, settings))
     whole = together(made)
     return ImageSet(*whole, network.mean, network.std)
 

@@ -100,7 +100,7 @@ class Sensitivity:
 class Result:
     """A quantized network.
 
-    ``student`` takes and gives what the original does, in evaluation mode and frozen, on the device
+    ``student`` takes what the original does and gives its logits alone, frozen, on the device
     it was trained on. ``images`` can be given to the next ``quantize``. ``record`` holds all
     settings by value and what each epoch left (``history``). ``tests`` are the test images that
     were given as batches.

@@ -92,8 +92,13 @@ def _chosen(output: Any, shape: list[int]) -> Choice | None:
         return None
     # Of several that fit, what torchvision's networks with auxiliary heads call theirs.
     main = [key for key in shaped if not str(key).startswith("aux")]
-    key = (named + [key for key in shaped if key == "out"] + main + shaped)[0]
-    return Choice(key, f"{_spoken(key)} of a {type(output).__name__}")
+    called = named + [key for key in shaped if key == "out"]
+    key = (called + main + shaped)[0]
+    text = f"{_spoken(key)} of a {type(output).__name__}"
+    if not called and len(main or shaped) > 1:
+        others = " and ".join(_spoken(other) for other in (main or shaped)[1:])
+        text += f" ({others} would fit as well: where it is that, let the network return it alone)"
+    return Choice(key, text)
 
 
 def _spoken(key: str | int) -> str:

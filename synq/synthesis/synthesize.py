@@ -13,6 +13,7 @@ from synq.config.synthesis import Synthesis
 from synq.data.augment import crop_and_flip
 from synq.data.lowpass import blur_transfer, lowpass
 from synq.models.judgement import Synthesized, judged, together
+from synq.runtime.progress import part_of, places
 from synq.synthesis import losses
 from synq.synthesis.canvas import canvas_of, descend
 from synq.synthesis.conditional import conditional_images
@@ -58,8 +59,8 @@ def synthesize(
     else:
         count = settings.iterations
         made = (
-            optimise(loss_of, part, image_shape, settings, count, generator, device)
-            for part in parts
+            optimise(loss_of, part, image_shape, settings, count, generator, device, place)
+            for part, place in zip(parts, places(len(parts)), strict=True)
         )
     batches = [
         judged(teacher, filtered(images), part) for images, part in zip(made, parts, strict=True)
@@ -75,11 +76,16 @@ def optimise(
     iterations: int,
     generator: torch.Generator,
     device: torch.device,
+    place: str = "",
 ) -> Tensor:
-    """Adam on the pixels of one image per label, or what they are made of."""
+    """Adam on the pixels of one image per label, or what they are made of.
+
+    ``place`` is which of several batches this is, for who watches.
+    """
     canvas = canvas_of(len(labels), image_shape, settings, generator, device)
     labels = labels.to(device)
-    descend(lambda: loss_of(canvas.images(), labels), canvas.learners, iterations)
+    with part_of(place):
+        descend(lambda: loss_of(canvas.images(), labels), canvas.learners, iterations)
     return canvas.images().detach()
 
 

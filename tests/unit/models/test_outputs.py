@@ -68,6 +68,18 @@ def test_the_logits_of_several_outputs_are_taken_and_told(text):
     same_logits(copy.deepcopy(model), plain)
 
 
+@pytest.mark.parametrize(
+    ("wrap", "text"),
+    [
+        (lambda logits, _: (logits, 2 * logits), "entry 1"),
+        (lambda logits, _: {"a": logits, "b": logits, "aux": logits}, "b"),
+    ],
+)
+def test_of_two_that_are_alike_the_other_one_is_told_too(wrap, text):
+    (said,) = told(built(lambda: Net(wrap)))
+    assert f"({text} would fit as well: " in said
+
+
 def test_a_network_of_logits_is_left_alone():
     model = built(Net)
     assert told(model) == []
