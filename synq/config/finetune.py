@@ -36,8 +36,8 @@ class Finetune:
     )
     rate_unit: str = setting(
         "one",
-        "what learning_rate is a multiple of: one, or size (the root mean square of each tensor in "
-        "the network, so that the result does not depend on how weights are scaled)",
+        "what learning_rate is a multiple of: one, or size (the root mean square in the network of "
+        "each channel of a weight and each other tensor: how they are scaled changes no result)",
         choices=("one", "size"),
     )
     schedule: str = setting(

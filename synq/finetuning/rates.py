@@ -1,6 +1,7 @@
 """How fast each tensor of a student is trained."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,11 +12,8 @@ from synq.quantization.convert import weight_quantizers
 
 # Of ``grid_factor``, by the choices of ``finetune.rates``.
 RATE_POWERS = {"fixed": 0, "grid": 1, "squared": 2}
-# Of a tensor's size, by the optimizer: Adam's step has the size of its rate alone, a gradient that
-# of a tensor's inverse.
-SIZE_POWERS = {"adam": 1, "sgd": 2}
-# Adam's, of gradients of a tensor of size 1.
-EPSILON = 1e-8
+# Layers whose weight has an output channel a row.
+ROWS = (nn.Conv2d, nn.Linear)
 
 
 def grid_factor(bits: float) -> float:
@@ -40,31 +38,38 @@ def rate_factors(student: nn.Module) -> dict[nn.Parameter, float]:
     return factors
 
 
-def sizes(network: nn.Module) -> dict[str, float]:
+def sizes(network: nn.Module) -> dict[str, Tensor]:
     """The root mean square of each parameter, by name; what a step of the training is a share of.
 
-    Where a weight and all that follows it are scaled so that the network computes the same, so are
+    Of the weight of a layer it is that of each output channel, ``[N, 1, ...]``, of others a number.
+    Where a channel and all that follows it are scaled so that the network computes the same, so are
     they (after LARS and LAMB, You et al., 2017 and 2020). Of a normalisation's bias it is that of
-    its weight, the deviation of what it gives; of a layer's bias that is 0, what its weight would
-    give of inputs of deviation 1.
+    its weight, the deviation of what it gives; of a layer's bias the same share, for each channel,
+    of what its weight gives of inputs of deviation 1, or all of it where the bias is 0.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Tensor] = {}
     for prefix, module in network.named_modules():
-        own = dict(module.named_parameters(recurse=False))
+        own = {name: p.detach().float() for name, p in module.named_parameters(recurse=False)}
         weight = own.get("weight")
-        for name, parameter in own.items():
-            size = _size(parameter)
-            if name == "bias" and weight is not None:
-                if weight.dim() == 1:
-                    size = _size(weight)
-                elif not size:
-                    size = _size(weight) * math.sqrt(weight[0].numel())
+        for name, values in own.items():
+            size = values.square().mean().sqrt()
+            if weight is not None and isinstance(module, ROWS):
+                rows = weight.square().mean((*range(1, weight.dim()),), keepdim=True).sqrt()
+                size = rows if name == "weight" else _of_bias(values, rows, weight[0].numel())
+            elif weight is not None and name == "bias" and weight.dim() == 1:
+                size = weight.square().mean().sqrt()
             found[f"{prefix}.{name}" if prefix else name] = size
     return found
 
 
-def _size(values: Tensor) -> float:
-    return float(values.detach().float().square().mean().sqrt())
+def _of_bias(bias: Tensor, rows: Tensor, inputs: int) -> Tensor:
+    given = rows.flatten() * math.sqrt(inputs)
+    share = (bias / _or_one(given)).square().mean().sqrt()
+    return given * (share if share > 0 else 1.0)
+
+
+def _or_one(sizes: Tensor) -> Tensor:
+    return torch.where(sizes == 0, 1.0, sizes)
 
 
 def optimizer_for(
@@ -77,31 +82,52 @@ def optimizer_for(
     """
     power = RATE_POWERS[settings.rates]
     factors = rate_factors(student) if power else {}
-    units = {**sizes(student), **sizes(network)} if settings.rate_unit == "size" else {}
-    groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    others: dict[str, nn.Parameter] = {}
     for name, parameter in student.named_parameters():
         scale, factor = name.split(".")[-1] == "log_scale", factors.get(parameter, 1.0)
-        unit = units.get(name, 1.0)
-        own = _group(settings, factor**power, unit, scale=scale)
-        group = groups.setdefault((scale, factor, unit), {"params": [], **own})
-        group["params"].append(parameter)
+        rate = settings.scale_learning_rate if scale else settings.learning_rate
+        own = {"lr": factor**power * rate} | ({"weight_decay": 0.0} if scale else {})
+        groups.setdefault((scale, factor), {"params": [], **own})["params"].append(parameter)
+        if not scale:
+            others[name] = parameter
     rate, decay = settings.learning_rate, settings.weight_decay
+    found: torch.optim.Optimizer
     if settings.optimizer == "adam":
-        return torch.optim.AdamW(groups.values(), rate, weight_decay=decay)
-    return torch.optim.SGD(
-        groups.values(), rate, settings.momentum, weight_decay=decay, nesterov=True
-    )
+        found = torch.optim.AdamW(groups.values(), rate, weight_decay=decay)
+    else:
+        found = torch.optim.SGD(
+            groups.values(), rate, settings.momentum, weight_decay=decay, nesterov=True
+        )
+    if settings.rate_unit == "size":
+        _in_units(found, others, {**sizes(student), **sizes(network)})
+    return found
 
 
-def _group(settings: Finetune, factor: float, unit: float, *, scale: bool) -> dict[str, Any]:
-    """The options of the parameters of a size; one of size 0 stays what it is."""
-    if scale:
-        return {"lr": factor * settings.scale_learning_rate, "weight_decay": 0.0}
-    of_rate = unit ** SIZE_POWERS[settings.optimizer]
-    group = {
-        "lr": factor * of_rate * settings.learning_rate,
-        "weight_decay": settings.weight_decay / of_rate if unit else 0.0,
-    }
-    if settings.optimizer == "adam" and unit:
-        group["eps"] = EPSILON / unit
-    return group
+def _in_units(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    units: Mapping[str, Tensor],
+) -> None:
+    """Let the optimizer see each parameter as a multiple of its unit, before and after a step.
+
+    Its rate, decay and epsilon are then those of parameters of size 1. What is of size 0 stays what
+    it is, since it has no gradient so.
+    """
+    own = [(parameter, units[name].to(parameter.device)) for name, parameter in parameters.items()]
+    pairs = [(parameter, unit, _or_one(unit)) for parameter, unit in own]
+
+    @torch.no_grad()
+    def enter(*_: Any) -> None:
+        for parameter, unit, divisor in pairs:
+            if parameter.grad is not None:
+                parameter.grad.mul_(unit)
+            parameter.div_(divisor)
+
+    @torch.no_grad()
+    def leave(*_: Any) -> None:
+        for parameter, _unit, divisor in pairs:
+            parameter.mul_(divisor)
+
+    optimizer.register_step_pre_hook(enter)
+    optimizer.register_step_post_hook(leave)

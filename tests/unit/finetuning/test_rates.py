@@ -49,22 +49,26 @@ def filled(module, **values):
     return module
 
 
-def test_the_size_of_a_tensor_is_its_root_mean_square():
+def test_the_size_of_a_channel_is_its_root_mean_square():
     network = nn.Sequential(
-        filled(nn.Linear(2, 2), weight=[[3.0, -3.0], [3.0, 3.0]], bias=[0.0, 4.0]),
+        filled(nn.Linear(2, 2), weight=[[3.0, -3.0], [0.0, 0.0]], bias=[0.0, 4.0]),
         filled(nn.LayerNorm(2), weight=[0.5, -0.5], bias=[0.0, 0.0]),
-        filled(nn.Linear(4, 1), weight=[[2.0, 2.0, -2.0, 2.0]], bias=[0.0]),
+        filled(nn.Linear(4, 2), weight=[[2.0, 2.0, -2.0, 2.0], [1.0] * 4], bias=[0.0, 0.0]),
+        filled(nn.Linear(4, 2), weight=[[2.0] * 4, [1.0] * 4], bias=[0.4, -0.2]),
     )
-    assert sizes(network) == pytest.approx(
-        {
-            "0.weight": 3.0,
-            "0.bias": 8**0.5,
-            "1.weight": 0.5,
-            "1.bias": 0.5,
-            "2.weight": 2.0,
-            "2.bias": 4.0,  # of inputs of deviation 1
-        }
-    )
+    found = {name: size.squeeze().tolist() for name, size in sizes(network).items()}
+    assert found.pop("0.bias")[1] == 0
+    assert {name: pytest.approx(size) for name, size in found.items()} == {
+        "0.weight": [3.0, 0.0],
+        "1.weight": 0.5,
+        "1.bias": 0.5,
+        "2.weight": [2.0, 1.0],
+        "2.bias": [4.0, 2.0],  # of inputs of deviation 1
+        "3.weight": [2.0, 1.0],
+        "3.bias": [0.4, 0.2],  # a tenth of that in both
+    }
+    assert sizes(network)["2.weight"].shape == (2, 1)
+    assert sizes(nn.Conv2d(3, 5, 2))["weight"].shape == (5, 1, 1, 1)
 
 
 def moved(settings, factor, gradients):
@@ -82,7 +86,11 @@ def moved(settings, factor, gradients):
     return (weight.detach() - before) / factor
 
 
-@pytest.mark.parametrize("factor", [2.0**-12, 2.0**-5, 2.0**9])
+@pytest.mark.parametrize(
+    "factor",
+    [2.0**-12, 2.0**-5, 2.0**9, torch.tensor([[2.0**-9], [2.0**3]])],
+    ids=["smallest", "small", "large", "by channel"],
+)
 @pytest.mark.parametrize("settings", [ADAM, SGD], ids=["adam", "sgd"])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_a_step_is_the_same_share_of_a_weight_however_it_is_scaled(settings, factor, decay):
