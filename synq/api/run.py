@@ -119,15 +119,17 @@ def quantize(
         class_names(run.test, network.classes)  # the ONNX file has them, much later
         tests = _test_images(network, run) if batches is None else None
         # A batch that does not fit is told before the work.
-        if batches is not None and next(checked(batches, network), None) is None:
+        first = None if batches is None else next(checked(batches, network), None)
+        if batches is not None and first is None:
             raise DataError("test gives no images")
+        unlabelled = first is not None and first[1] is None
         seconds: dict[str, float] = {}
         with _timed(seconds, "images"):
             own = given or image_set_of(network, run.shards, seed, run.images)
         with _timed(seconds, "training"):
             trained = _trained(network, own, run, bits, seed)
         with _timed(seconds, "evaluation"):
-            measured = _measured(network, trained, own, run, tests, batches)
+            measured = _measured(network, trained, own, run, tests, batches, unlabelled=unlabelled)
     record = {
         "teacher_sha256": network.sha256,
         "model": network.name,
@@ -367,14 +369,15 @@ def _measured(
     run: Run,
     tests: Images | None,
     batches: Iterable[Batch] | None,
+    *,
+    unlabelled: bool,
 ) -> Measured:
     calibrated = copy.deepcopy(trained.student)
     calibrated.load_state_dict(trained.calibrated)
     models = [network.model, calibrated, trained.student]
     settings, on = run.evaluation, TESTED
     if batches is not None:
-        _, own = next(checked(batches, network), (None, None))
-        on = UNLABELLED if own is None else TESTED
+        on = UNLABELLED if unlabelled else TESTED
         labels, found = answers(models, answered(checked(batches, network), network))
     else:
         if tests is None:
