@@ -23,8 +23,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
-import numpy
 import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
@@ -36,6 +34,7 @@ from synq.errors import ModelError, reason
 from synq.quantization.convert import activation_quantizers, weight_quantizers
 from synq.quantization.integers import to_integers
 from synq.quantization.kernels import Codes, codes_of
+from synq.quantization.narrow import codes_of_weights, narrow
 from synq.quantization.quantizers import Quantizer
 
 OPSET = 21
@@ -43,14 +42,6 @@ OPSET = 21
 
 # The first with 2-bit integers.
 OPSET_OF_2_BITS = 25
-
-
-# What may read a weight of less than 16 bits. ONNX Runtime makes MatMulNBits of MatMul, which
-# rounds the activations to 8 bits once more.
-READERS = {"Conv", "Gemm"}
-# A transposed convolution reads its weight through these: its output channels are not the first
-# axis. ONNX Runtime cannot transpose integers of less than 8 bits.
-MOVES = {"Transpose", "Reshape"}
 
 
 class Target(NamedTuple):
@@ -71,10 +62,6 @@ TARGETS = {
 # Clips are so much wider than the grid's ends. OpenVINO clips the codes, at ends that it rounds
 # towards 0: one that is a last digit too near costs the outermost code.
 WIDER = 1 + 2**-21
-
-
-# Largest code -> the type that holds it.
-TYPES: dict[int, Any] = {15: ml_dtypes.uint4, 255: numpy.uint8, 65_535: numpy.uint16}
 
 
 def to_onnx(
@@ -110,8 +97,6 @@ def to_onnx(
             weight, layer.weight_quantizer, weights_read, takes.zero_points
         )
     activations = activation_quantizers(network)
-    # Behind 8 bits, which have no Clip, ONNX Runtime makes QGemm of Gemm, which has no 2 bits.
-    least_of_gemm = 4 if any(quantizer.bits == 8 for quantizer in activations.values()) else 0
     for name, quantizer in activations.items():
         operators = _CodesOfGrid if integers else _OperatorsOfGrid
         if not takes.zero_points:
@@ -127,10 +112,14 @@ def to_onnx(
     if batch_of(model):
         # The network's code takes the number of images for a constant.
         model = _exported(_Flat(network), image_shape, opset, batch=1)
-    types = {3: ml_dtypes.uint2, **TYPES} if two_bits else TYPES
     kernels = to_integers(model, opset_of_2_bits=two_bits) if integers else 0
     RemoveUnusedNodesPass()(model)
-    narrowed = _narrow(model, types, least_of_gemm) if takes.zero_points else _of_weights(model)
+    eight = any(quantizer.bits == 8 for quantizer in activations.values())
+    narrowed = (
+        narrow(model, two_bits=two_bits, eight_bits=eight)
+        if takes.zero_points
+        else codes_of_weights(model)
+    )
     found = (
         kernels + narrowed,
         sum(node.op_type == "QuantizeLinear" for node in model.graph),
@@ -354,63 +343,3 @@ class _SignedOperatorsOfGrid(_OperatorsOfGrid):
         return torch.onnx.ops.symbolic(
             "DequantizeLinear", (codes, *grid), dtype=torch.float32, shape=values.shape
         )
-
-
-def _of_weights(model: onnx_ir.Model) -> int:
-    """How many weights are codes."""
-    nodes = (node for node in model.graph if node.op_type == "DequantizeLinear")
-    return sum(
-        node.inputs[0] is not None and node.inputs[0].const_value is not None for node in nodes
-    )
-
-
-def _narrow(model: onnx_ir.Model, types: Mapping[int, Any], least_of_gemm: int) -> int:
-    """Give the weights' codes the narrowest type that holds them; how many weights there are.
-
-    What a Gemm reads gets one that holds ``least_of_gemm``, too.
-    """
-    found = 0
-    for node in model.graph:
-        source = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-        if source is None or source.const_value is None:
-            continue
-        if source.dtype in (onnx_ir.DataType.INT8, onnx_ir.DataType.INT32):
-            continue
-        codes, zeros = (_array(node.inputs[index]) for index in (0, 2))
-        largest = max(int(codes.max()), int(zeros.max()))
-        readers = {use.op_type for use in node.outputs[0].consumers()}
-        if readers <= MOVES and _readers(node) <= {"ConvTranspose"}:
-            largest = max(largest, 255)
-        elif not readers <= READERS:
-            largest = max(TYPES)
-        if "Gemm" in readers:
-            largest = max(largest, least_of_gemm)
-        kind = next(kind for limit, kind in types.items() if largest <= limit)
-        for index, values in ((0, codes), (2, zeros)):
-            # A tensor a node: equal zero points of two layers are one until here.
-            name = f"{source.name}.{'zeros.' if index else ''}{found}"
-            tensor = onnx_ir.tensor(values.astype(kind), name=name)
-            value = onnx_ir.Value(
-                name=name,
-                shape=onnx_ir.Shape(values.shape),
-                type=onnx_ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            model.graph.register_initializer(value)
-            node.replace_input_with(index, value)
-        found += 1
-    return found
-
-
-def _readers(node: onnx_ir.Node) -> set[str]:
-    """What reads a node's output, as it is or moved."""
-    found = set()
-    for use in node.outputs[0].consumers():
-        found |= _readers(use) if use.op_type in MOVES else {use.op_type}
-    return found
-
-
-def _array(value: onnx_ir.Value | None) -> Any:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()

@@ -42,6 +42,7 @@ EDITS = {
     "quantization/dataflow.py": {*QUANTIZED, "inspect"},
     "quantization/kernels.py": {"finetune", "export"},
     "quantization/onnx.py": {"export"},
+    "quantization/narrow.py": {"export"},
     "quantization/integers.py": {"export"},
     "quantization/runtime.py": {"export"},
     "quantization/packed.py": {"export"},

@@ -28,11 +28,11 @@ from synq.runtime.process import generator_for
 ONNX_TYPES = {2: "UINT2", 3: "UINT4", 4: "UINT4", 5: "UINT8", 8: "UINT8"}
 
 
-def student_of(make, bits):
+def student_of(make, bits, scope="calls"):
     torch.manual_seed(0)
     model, shape = make()
     images = torch.randn(16, *shape, generator=generator_for(0))
-    student = quantize(frozen(model), Recipe(*bits)).eval()
+    student = quantize(frozen(model), Recipe(*bits, scope=scope), shape).eval()
     calibrate(student, [images], Calibration(range_estimator="minmax"))
     return student.requires_grad_(False), images
 
@@ -140,6 +140,43 @@ def test_linear_layers_of_few_bits_run_behind_activations_of_eight(bits):
         error = (run(exported, images) - student(images)).abs().median()
         assert float(error) < 0.05 * float(student(images).std())
         assert types(exported) == Counter([ONNX_TYPES[bits], *["UINT4"] * linear])
+
+
+def without_batchnorm():
+    """A stem with BatchNorm, and convolutions without between two activations."""
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()]
+    layers += [nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.LeakyReLU(), nn.Conv2d(4, 4, 1)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)), (3, 12, 12)
+
+
+def batchnorm_behind():
+    def block(inputs, outputs):
+        return nn.Conv2d(inputs, outputs, 3), nn.ReLU(), nn.BatchNorm2d(outputs)
+
+    return nn.Sequential(*block(3, 4), *block(4, 4), nn.Flatten(), nn.Linear(256, 5)), (3, 12, 12)
+
+
+# ONNX Runtime makes integer convolutions of some, and these have no weights of 2 bits.
+@pytest.mark.parametrize(
+    ("make", "bits", "scope", "narrow"),
+    [
+        # All but the one in front of BatchNorm, and the linear layer.
+        (without_batchnorm, (2, 8), "calls", {"UINT2": 1, "UINT4": 4}),
+        (without_batchnorm, (2, 8), "inputs", {"UINT2": 1, "UINT4": 4}),
+        (without_batchnorm, (2, 2), "calls", {"UINT2": 5}),
+        (batchnorm_behind, (2, 2), "inputs", {"UINT2": 1, "UINT4": 2}),
+        (batchnorm_behind, (2, 2), "calls", {"UINT2": 3}),
+        (batchnorm_behind, (3, 8), "inputs", {"UINT4": 3}),
+    ],
+)
+def test_two_bits_are_not_for_a_convolution_that_a_runtime_computes_with_integers(
+    make, bits, scope, narrow
+):
+    student, images = student_of(make, bits, scope)
+    exported = onnx_ir.to_proto(to_onnx(student, tuple(images.shape[1:]), {}))
+    assert types(exported) == Counter(narrow)
+    wanted, found = student(images), run(exported, images)
+    assert float((found - wanted).abs().median()) < 0.05 * float(wanted.std())
 
 
 def test_batchnorm_stays_and_two_bits_need_a_newer_opset():
@@ -280,6 +317,6 @@ def test_what_other_outputs_alone_come_from_is_left_out():
 
 def test_a_weight_that_the_graph_lost_is_no_success(monkeypatch):
     student, _ = student_of(lambda: (Spare(), (3, 8, 8)), (4, 8))
-    monkeypatch.setattr(exporting, "_narrow", lambda *_: 1)
+    monkeypatch.setattr(exporting, "narrow", lambda *_, **__: 1)
     with pytest.raises(ModelError, match=r"of 2 quantized weights and 1 activations .* 1 and 1"):
         to_onnx(student, (3, 8, 8), {})
