@@ -34,6 +34,8 @@ TOGETHER = 1 << 29
 # how epochs differ by themselves: 0.239 and 0.213 where a schedule had settled, 0.638 and 0.289
 # where none had (docs/experiments.md, learning rates).
 HELD_OUT_TOLERANCE = 0.25
+# Under it the answers are the network's, and how much nearer they were says nothing.
+HELD_OUT_FLOOR = 0.01
 
 
 # What is to be remarked about what the students are measured on.
@@ -204,12 +206,13 @@ def disagreement(record: Mapping[str, Any], accuracies: Mapping[int, float]) -> 
     """A remark where the held-out loss rose until the last epoch, by over ``HELD_OUT_TOLERANCE``.
 
     One of the two is then wrong about the student, and the numbers of both say which was shipped.
+    None where it ended under ``HELD_OUT_FLOOR``.
     """
     losses = {entry["epoch"]: entry["held_out"] for entry in record["history"]}
     last, selected = record["last"], record["selected"]
     smallest = min(losses, key=lambda epoch: losses[epoch])
     # Nothing is above nan, which is the loss where nothing was held out.
-    if losses[last] > (1 + HELD_OUT_TOLERANCE) * losses[smallest]:
+    if losses[last] > max((1 + HELD_OUT_TOLERANCE) * losses[smallest], HELD_OUT_FLOOR):
         shipped = f"the last one is shipped ({accuracies[last]:.2f} %)"
         if selected != last:
             shipped = (

@@ -23,13 +23,18 @@ def test_a_loss_that_rose_is_remarked_in_numbers():
     )
 
 
+def test_a_small_loss_that_rose_over_the_floor_is_remarked():
+    assert len(remarks([0.5, 0.003, 0.0101], selected=2)) == 1
+
+
 def test_the_last_epoch_is_shipped_with_the_same_remark():
     (remark,) = remarks([0.5, 0.2, 0.6], selected=2)
     assert remark.endswith("the last, 2; the last one is shipped (71.00 %)")
 
 
 @pytest.mark.parametrize(
-    "losses", [[0.5, 0.3, 0.2], [0.5, 0.2, 0.249], [math.nan] * 3, [0.0, 0.0, 0.0]]
+    "losses",
+    [[0.5, 0.3, 0.2], [0.5, 0.2, 0.249], [math.nan] * 3, [0.0] * 3, [0.5, 0.003, 0.0099]],
 )
 def test_a_loss_within_the_tolerance_or_none_is_not_remarked(losses):
     assert remarks(losses, selected=2) == []
