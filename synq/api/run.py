@@ -17,6 +17,7 @@ from synq.api.result import Inspection, Measured, Result, Sensitivity
 from synq.api.settings import Run, image_settings, run_settings
 from synq.config.images import RealImages
 from synq.config.model import Model
+from synq.config.synthesis import Synthesis
 from synq.data.datasets import Images
 from synq.data.names import class_names
 from synq.errors import ArtifactError, ConfigError, DataError, ModelError
@@ -188,6 +189,8 @@ def synthesize(
     made, shards = image_settings(settings, image_set, {"synthesis": synthesis, "real": real})
     if isinstance(made, RealImages) and (mean is None or std is None):
         raise ConfigError(f"image_set is {image_set!r}, of real images; give their mean and std")
+    if isinstance(made, Synthesis) and (mean is None or std is None):
+        made = dataclasses.replace(made, clamp=False)  # what is black and white nobody knows then
     with prepared(device, threads) as target, showing(progress):
         network = teacher_of(model, settings, name, target)
         if of_classes is not None:

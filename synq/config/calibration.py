@@ -118,6 +118,11 @@ class Calibration:
         0.1, "weight of its BatchNorm alignment beside the cross-entropy", minimum=0
     )
     range_power: float = setting(3.5, "p of the L_p error (mse)", above=0)
+    range_search: bool = setting(
+        False,
+        "in place of range_power that one of a few with which the calibrated student is nearest to "
+        "the network on half of the range_images (mse; range_source: images)",
+    )
     range_momentum: float = setting(
         0.9, "share of the old range that a batch keeps (ema)", minimum=0, maximum=1
     )

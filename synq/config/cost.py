@@ -34,6 +34,9 @@ SYNTHESIS, TRAINING, FULL_TRAINING, EVALUATION = 2.4, 4.3, 12.0, 1.2  # F an ima
 SNAPSHOTS_AT_ENDS = 3
 MOST_PARTS = 50  # that are reconstructed; how many there are the config does not say
 MOST_LAYERS = 150  # with a weight; how many there are the config does not say
+# Trial calibrations of range_search on half of the images, and the F an image of one, the clips of
+# weights and activations too: 11 of a ResNet-18 at 224 px.
+TRIALS, CALIBRATION = 4, 12.0
 # Of a folder or an array the number of images is not known: ImageNet's.
 TEST_IMAGES = {"none": 0, "digits": 599, "cifar10": 10_000, "cifar100": 10_000}
 MOST_TEST_IMAGES = 50_000
@@ -67,7 +70,9 @@ class Limits:
             self.plan.settings("finetune", model, method=method),
             images.images_per_class * chosen.classes,
             gpu=self.gpu,
-            before=sensitivity_forwards(calibration) + generator_forwards(calibration),
+            before=sensitivity_forwards(calibration)
+            + generator_forwards(calibration)
+            + search_forwards(calibration),
         )
 
     def sensitivity(self, model: str, method: str) -> int:
@@ -155,6 +160,13 @@ def generator_forwards(settings: Calibration) -> int:
         return 0
     images = settings.generator_steps * settings.generator_batch_size
     return math.ceil(SYNTHESIS * GENERATED * images)
+
+
+def search_forwards(settings: Calibration) -> int:
+    """Forwards of an image before the exponent of the clips is known; none where it is given."""
+    if not settings.range_search:
+        return 0
+    return math.ceil(TRIALS * CALIBRATION * settings.range_images / 2)
 
 
 def finetune_minutes(

@@ -89,6 +89,10 @@ class Synthesis:
         "it sees them they are written; 0: off",
         minimum=0,
     )
+    clamp: bool = setting(
+        False,
+        "pixels are clamped to what an image holds, [0, 1] before mean and std, once they are made",
+    )
     target: str = setting(
         "hard",
         "what pulls images to their labels: none (ZeroQ), labels (cross-entropy), "

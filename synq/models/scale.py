@@ -33,6 +33,11 @@ class Scale(NamedTuple):
         unit, offset = (part.to(images.device, images.dtype) for part in self)
         return images * unit + offset
 
+    def of_images(self, images: Tensor) -> Tensor:
+        """What the network takes ``[N, C, H, W]`` as normalised images."""
+        unit, offset = (part.to(images.device, images.dtype) for part in self)
+        return (images - offset) / unit
+
 
 def scale_of(mean: Sequence[float], std: Sequence[float]) -> Scale:
     """The scale of a network whose input is (x - mean) / std of images x in [0, 1]."""

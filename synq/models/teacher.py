@@ -48,6 +48,13 @@ class Teacher:
         """Of its input, to images that are normalised by their mean and deviation."""
         return scale_of(self.mean, self.std)
 
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Black and white in that scale, ``[C, 1, 1]`` each: no image has a pixel beyond them."""
+        means, deviations = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        black, white = (self.scale.of_images((v - means) / deviations) for v in (0.0, 1.0))
+        return black, white
+
 
 def write_teacher(
     path: Path,

@@ -25,7 +25,7 @@ from synq.io.shards import ImageSource, ShardSet
 from synq.io.students import write_students
 from synq.models.scale import rescaled
 from synq.models.teacher import Teacher, read_teacher
-from synq.quantization.calibration import calibrate
+from synq.quantization.calibration import calibrate, nearest_power
 from synq.quantization.convert import bits_in_use, packed_bytes
 from synq.quantization.mixed import chosen_widths, room
 from synq.quantization.quantizers import Recipe
@@ -202,6 +202,10 @@ def calibrate_student(
         batches = map(network.scale.of_network, training.batches())
     else:
         batches = _batches(images, calibration.range_images, settings, generator)
+        if calibration.range_search:
+            seen = [*batches]
+            power = nearest_power(network.model, student, seen, calibration)
+            batches, calibration = iter(seen), replace(calibration, range_power=power)
     calibrate(student, batches, calibration, network.model)
 
 

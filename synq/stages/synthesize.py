@@ -53,5 +53,7 @@ def synthesized(
     # Neighbouring images are of different classes, so that each batch mixes the shard's classes.
     labels = torch.tensor(classes).repeat(settings.images_per_class)
     generator = generator_for(seed, "synthesis", *classes)
-    made = synthesize(model, labels, network.image_shape, settings, generator, centres)
+    made = synthesize(
+        model, labels, network.image_shape, settings, generator, centres, network.ends
+    )
     return made if scale.usual else made._replace(images=scale.of_network(made.images))

@@ -29,13 +29,15 @@ def synthesize(
     settings: Synthesis,
     generator: torch.Generator,
     centres: Statistics | None = None,
+    ends: tuple[Tensor, Tensor] | None = None,
 ) -> Synthesized:
     """One image for each label ``[N]``, a batch of them optimised together (paper, section 4.1).
 
     Batches are of nearly equal size. ``teacher`` is frozen; ``generator`` lives on the CPU.
     ``centres`` are the statistics of the calibration centres, needed where ``deep_weight`` is
-    positive. Raises DivergenceError when the loss is not finite, ModelError where the teacher has
-    not what ``prior`` reads.
+    positive. ``ends`` are black and white as the teacher takes them, ``[C, 1, 1]``, which
+    ``clamp`` needs. Raises DivergenceError when the loss is not finite, ModelError where the
+    teacher has not what ``prior`` reads.
     """
     device = next(teacher.parameters()).device
     filtered = filter_of(settings, image_shape, device)
@@ -54,6 +56,7 @@ def synthesize(
 
     parts = labels.tensor_split(-(-len(labels) // settings.batch_size))
     made: Iterable[Tensor]
+    shown: Iterable[Tensor]
     if settings.parameters == "conditional":
         made = conditional_images(loss_of, parts, image_shape, settings, generator, device)
     else:
@@ -62,10 +65,14 @@ def synthesize(
             optimise(loss_of, part, image_shape, settings, count, generator, device, place)
             for part, place in zip(parts, places(len(parts)), strict=True)
         )
-    batches = [
-        judged(teacher, filtered(images), part) for images, part in zip(made, parts, strict=True)
-    ]
-    return together(batches)
+    if settings.clamp and ends is not None:
+        black, white = (end.to(device) for end in ends)
+        shown = (filtered(images).clamp(black, white) for images in made)
+    else:
+        shown = map(filtered, made)
+    return together(
+        [judged(teacher, images, part) for images, part in zip(shown, parts, strict=True)]
+    )
 
 
 def optimise(

@@ -137,6 +137,18 @@ def test_images_of_another_network_are_converted():
     assert "give mean and std, to synthesize or to ImageSet" in text
 
 
+def test_pixels_are_clamped_where_it_is_known_what_black_and_white_are(network):
+    few = {key: value for key, value in FEW.items() if key != "finetune"}
+    known = synq.synthesize(network, **INPUT, **few)
+    pixels = known.pixels * torch.tensor(INPUT["std"])[:, None, None]
+    pixels += torch.tensor(INPUT["mean"])[:, None, None]
+    assert pixels.min() >= -1e-2
+    assert pixels.max() <= 1 + 1e-2
+    unknown = synq.synthesize(network, image_shape=INPUT["image_shape"], **few).pixels
+    black, white = ((end - 0.45) / 0.25 for end in (0.0, 1.0))
+    assert ((unknown < black) | (unknown > white)).any()
+
+
 def test_classes_are_made_alone_where_they_are_named(network):
     few = {key: value for key, value in FEW.items() if key != "finetune"}
     images = synq.synthesize(network, image_shape=(3, 8, 8), **few, of_classes=[2])

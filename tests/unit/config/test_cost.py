@@ -15,6 +15,7 @@ from synq.config.cost import (
     finetune_minutes,
     generator_forwards,
     kept_students,
+    search_forwards,
     synthesis_minutes,
     told,
 )
@@ -171,3 +172,17 @@ def test_the_generator_that_ranges_are_taken_from_has_time():
         gpu=False,
     )
     assert limits.student("s", "o") < limits.student("s", "p")
+
+
+def test_a_searched_exponent_has_time():
+    assert search_forwards(Calibration()) == 0
+    few, many = (
+        search_forwards(Calibration(range_search=True, range_images=n)) for n in (256, 2560)
+    )
+    assert many == 10 * few > 0
+    # Four calibrations of a ResNet-18 took some minutes on one core.
+    untrained = Finetune(epochs=0)
+    without, with_search = (
+        finetune_minutes(LARGE, untrained, 0, gpu=False, before=n) for n in (0, few)
+    )
+    assert with_search - without >= 10

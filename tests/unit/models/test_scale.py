@@ -121,6 +121,19 @@ def test_images_are_those_of_the_same_network_that_takes_normalised_ones(network
     assert second.images.std() > 20
 
 
+def test_black_and_white_are_ends_of_either_network(networks):
+    ends = [network.ends for network in networks]
+    for own, whole, level in zip(*ends, (0.0, 1.0), strict=True):
+        assert own.shape == (3, 1, 1)
+        # What either gets of an image that is black, or white, everywhere.
+        image = torch.full(SHAPE, level)
+        of_bytes = networks[1]
+        assert torch.allclose(own.expand(SHAPE), (image - MEAN) / DEVIATION)
+        assert torch.allclose(
+            of_bytes.scale.of_network(whole).expand(SHAPE), image * 255, atol=1e-4
+        )
+
+
 def test_jitter_is_of_the_same_share(networks):
     settings = Finetune(jitter=0.4, holdout=0.0)
     pixels = torch.rand(6, 3, 8, 8) * 255

@@ -1,8 +1,10 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn import functional as F
 
 from synq.config.calibration import Calibration
@@ -10,11 +12,13 @@ from synq.errors import DivergenceError
 from synq.quantization.affine import fake_quantize, grid_of_range
 from synq.quantization.calibration import (
     CLIPS,
+    POWERS,
     SAMPLE,
     BatchNormCorrection,
     best_clips,
     best_range,
     calibrate,
+    nearest_power,
 )
 from synq.quantization.convert import activation_quantizers, quantize
 from synq.quantization.quantizers import LearnedStep, Recipe, StaticRange
@@ -222,3 +226,51 @@ def test_a_channel_that_rounding_made_constant_keeps_its_variance():
     mean, variance = networks[1][0].running_mean, networks[1][0].running_var
     assert torch.allclose(variance, torch.ones(2))
     assert float(mean[1]) == pytest.approx(0.25 - float(values[:, 1].mean()), abs=1e-6)
+
+
+def searched(bits, batches=4):
+    """Teacher, student and batches of a network whose activations have long tails."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3)]
+    teacher = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)).eval()
+    student = quantize(copy.deepcopy(teacher), Recipe(*bits, weights="learned")).eval()
+    images = torch.randn(16 * batches, 3, 8, 8, generator=torch.Generator().manual_seed(1)) ** 3
+    settings = Calibration(weight_estimator="mse", batchnorm="corrected", weight_rounding="squant")
+    return teacher, student, images.split(16), settings
+
+
+@pytest.mark.parametrize("bits", [(2, 2), (4, 4), (8, 3)])
+def test_the_exponent_is_that_of_the_student_nearest_to_its_teacher(bits):
+    teacher, student, batches, settings = searched(bits)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    power = nearest_power(teacher, student, batches, settings)
+    after = student.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+    def distance(power):
+        own = copy.deepcopy(student)
+        own_settings = dataclasses.replace(settings, range_power=power)
+        calibrate(own, [batches[0], batches[2]], own_settings, teacher)
+        with torch.no_grad():
+            pairs = [(own(images) / 4, teacher(images) / 4) for images in batches[1::2]]
+        return sum(
+            float((t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum()) for s, t in pairs
+        )
+
+    distances = {power: distance(power) for power in POWERS}
+    assert len({round(value, 6) for value in distances.values()}) > 1
+    assert distances[power] == pytest.approx(min(distances.values()), rel=1e-3)
+
+
+def test_one_batch_is_enough_to_search_and_what_is_no_number_is_not_chosen(monkeypatch):
+    teacher, student, batches, settings = searched((4, 4), batches=1)
+    assert nearest_power(teacher, student, batches, settings) in POWERS
+    honest = functional.kl_div
+    losses = iter([float("nan"), float("nan"), 3.0, 5.0])
+
+    def given(*args, **options):
+        return 0 * honest(*args, **options) + next(losses)
+
+    monkeypatch.setattr("synq.quantization.calibration.functional.kl_div", given)
+    assert nearest_power(teacher, student, batches, settings) == POWERS[2]

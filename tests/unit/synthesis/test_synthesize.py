@@ -24,8 +24,13 @@ LABELS = torch.tensor([0, 3, 3, 9])
 SHORT = Synthesis(iterations=12, centre_iterations=5)
 
 
+# Black and white of a network that takes channels of different scales.
+ENDS = (torch.tensor([-0.5, -1.0, -2.0]), torch.tensor([0.5, 1.0, 2.5]))
+ENDS = tuple(end[:, None, None] for end in ENDS)
+
+
 def made(settings=SHORT, seed=0, centres=None, labels=LABELS):
-    return synthesize(teacher(), labels, SHAPE, settings, generator_for(seed), centres)
+    return synthesize(teacher(), labels, SHAPE, settings, generator_for(seed), centres, ENDS)
 
 
 def alignment(images):
@@ -48,6 +53,17 @@ def test_a_teacher_with_its_channels_last_makes_images_as_good():
     last = copy.deepcopy(teacher()).to(memory_format=torch.channels_last)
     images = synthesize(last, LABELS, SHAPE, longer, generator_for(0)).images
     assert alignment(images) == pytest.approx(alignment(made(longer).images), rel=0.1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"parameters": "fourier", "lowpass_sigma": 0.6}])
+def test_pixels_are_clamped_to_what_an_image_holds(changes):
+    settings = replace(SHORT, **changes)
+    clamped, free = made(replace(settings, clamp=True)), made(settings)
+    black, white = ENDS
+    assert ((free.images < black) | (free.images > white)).float().mean() > 0.05
+    assert torch.equal(clamped.images, free.images.clamp(black, white))
+    # What is said of them is of what is written.
+    assert not torch.equal(clamped.confidence, free.confidence)
 
 
 def test_same_seed_same_images():
