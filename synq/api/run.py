@@ -183,7 +183,8 @@ def synthesize(
 
     ``natural`` are those of the method synq-plus. ``of_classes`` names classes, in place of all of
     them, which are then optimised together. ``mean`` and ``std`` are needed for real images, and
-    where the images are for another network, too.
+    where the images are for another network, too; without them no pixel is clamped, and the images
+    are others than those of ``quantize``.
     """
     settings = description(model, image_shape, classes, mean, std)
     made, shards = image_settings(settings, image_set, {"synthesis": synthesis, "real": real})

@@ -77,7 +77,7 @@ def test_the_network_and_the_process_stay_as_they_were(network):
 
 def test_images_that_were_made_before_give_the_same_student(network, result):
     few = {key: value for key, value in FEW.items() if key != "finetune"}
-    images = synq.synthesize(network, image_shape=INPUT["image_shape"], **few)
+    images = synq.synthesize(network, **INPUT, **few)
     assert torch.equal(images.pixels, result.images.pixels)
     assert repr(images) == "<24 images of 3x8x8, 3 classes>"
     few = {key: value for key, value in FEW.items() if key != "synthesis"}
