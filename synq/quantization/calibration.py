@@ -4,13 +4,12 @@ import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from synq.config.calibration import Calibration
 from synq.errors import DivergenceError
@@ -36,9 +35,8 @@ ZEROS = (-1, 1, 2)
 WHOLE_BITS = 8
 
 
-# Exponents of the error that ``range_search`` tries, and what it softens the answers by.
+# Exponents of the error that ``range_search`` tries.
 POWERS = (2.0, 2.5, 3.0, 3.5)
-TEMPERATURE = 4.0
 
 
 class Observer:
@@ -308,32 +306,31 @@ def calibrate(
 
 
 def nearest_power(
-    teacher: nn.Module, student: nn.Module, batches: Sequence[Tensor], settings: Calibration
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Sequence[Tensor],
+    settings: Calibration,
+    loss: Callable[[Tensor, Tensor], Tensor],
 ) -> float:
     """The exponent of ``POWERS`` whose calibrated student is nearest to the teacher.
 
-    Calibrated on every other batch, ``[n, C, H, W]``, and measured on those between by the
-    Kullback-Leibler divergence of the answers; on all where there is one batch. Which exponent is
-    good differs between networks and widths, and this tells: the students differ in their grids
-    alone. The student stays as it is.
+    Calibrated on every other batch, ``[n, C, H, W]``, and measured on those between by ``loss``, a
+    mean over a batch of the student's and the teacher's logits; on all where there is one batch.
+    Which exponent is good differs between networks and widths, and this tells: the students differ
+    in their grids alone. The student stays as it is.
     """
     seen, between = (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
     with torch.no_grad():
-        answers = [(teacher(images) / TEMPERATURE).log_softmax(1) for images in between]
+        answers = [teacher(images) for images in between]
     found: dict[float, float] = {}
     for power in POWERS:
         trial = copy.deepcopy(student)
         calibrate(trial, seen, dataclasses.replace(settings, range_power=power), teacher)
         with torch.no_grad():
             losses = [
-                functional.kl_div(
-                    (trial(images) / TEMPERATURE).log_softmax(1),
-                    wanted,
-                    reduction="sum",
-                    log_target=True,
-                )
+                len(images) * loss(trial(images), wanted)
                 for images, wanted in zip(between, answers, strict=True)
             ]
-        loss = float(torch.stack(losses).sum())
-        found[power] = math.inf if math.isnan(loss) else loss
+        total = float(torch.stack(losses).sum())
+        found[power] = math.inf if math.isnan(total) else total
     return min(found, key=found.__getitem__)

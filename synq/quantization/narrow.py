@@ -50,12 +50,13 @@ def narrow(model: onnx_ir.Model, *, two_bits: bool, eight_bits: bool) -> int:
             continue
         codes, zeros = (_array(node.inputs[index]) for index in (0, 2))
         largest = max(int(codes.max()), int(zeros.max()))
-        readers = {use.op_type for use in node.outputs[0].consumers()}
+        uses = node.outputs[0].consumers()
+        readers = {use.op_type for use in uses}
         if readers <= MOVES and _followers(node, MOVES) <= {"ConvTranspose"}:
             largest = max(largest, 255)
         elif not readers <= READERS:
             largest = max(TYPES)
-        uses = node.outputs[0].consumers()
+        # Behind 8 bits, which have no Clip, ONNX Runtime makes QGemm of Gemm.
         if ("Gemm" in readers and eight_bits) or any(map(_becomes_integers, uses)):
             largest = max(largest, LEAST_OF_INTEGERS)
         kind = next(kind for limit, kind in types.items() if largest <= limit)

@@ -17,6 +17,7 @@ from synq.config.finetune import Finetune
 from synq.config.fingerprint import factory_digest, stage_digest
 from synq.errors import ConfigError
 from synq.finetuning.batches import Images
+from synq.finetuning.losses import distillation
 from synq.finetuning.reconstruction import Fitted, reconstruct
 from synq.finetuning.resume import Work, begun
 from synq.finetuning.training import RESTART_FACTOR, Progress, finetune, terminations
@@ -204,7 +205,8 @@ def calibrate_student(
         batches = _batches(images, calibration.range_images, settings, generator)
         if calibration.range_search:
             seen = [*batches]
-            power = nearest_power(network.model, student, seen, calibration)
+            loss = partial(distillation, temperature=settings.temperature)
+            power = nearest_power(network.model, student, seen, calibration, loss)
             batches, calibration = iter(seen), replace(calibration, range_power=power)
     calibrate(student, batches, calibration, network.model)
 

@@ -65,7 +65,8 @@ def synthesize(
             optimise(loss_of, part, image_shape, settings, count, generator, device, place)
             for part, place in zip(parts, places(len(parts)), strict=True)
         )
-    if settings.clamp and ends is not None:
+    if settings.clamp:
+        assert ends is not None
         black, white = (end.to(device) for end in ends)
         shown = (filtered(images).clamp(black, white) for images in made)
     else:
