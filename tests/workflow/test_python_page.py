@@ -49,10 +49,10 @@ def test_the_cells_run_and_put_out_what_the_notebook_has(maker, tmp_path, monkey
             cell.source = re.sub(rf'("{name}": )\d+', rf"\g<1>{value}", cell.source)
     maker.run(cells)
     for cell, kept in zip(code(cells), code(NOTEBOOK.cells), strict=True):
-        # The same lines, with other numbers; what is remarked depends on these.
+        # The same lines, with other numbers; what is remarked and warned of depends on these.
         found, wanted = (
             [
-                re.sub(r"[\d.,]+", "0", re.sub(r"remark: .*\n", "", output.get("text", "")))
+                re.sub(r"[\d.,]+", "0", re.sub(r"(remark|warning): .*\n", "", output.get("text", "")))
                 for output in own.outputs
             ]
             for own in (cell, kept)
