@@ -52,7 +52,9 @@ def test_the_cells_run_and_put_out_what_the_notebook_has(maker, tmp_path, monkey
         # The same lines, with other numbers; what is remarked and warned of depends on these.
         found, wanted = (
             [
-                re.sub(r"[\d.,]+", "0", re.sub(r"(remark|warning): .*\n", "", output.get("text", "")))
+                re.sub(
+                    r"[\d.,]+", "0", re.sub(r"(remark|warning): .*\n", "", output.get("text", ""))
+                )
                 for output in own.outputs
             ]
             for own in (cell, kept)
