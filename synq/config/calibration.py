@@ -149,6 +149,22 @@ class Calibration:
                 f"average_bits is {self.average_bits:g}, and the smallest of widths {least}; "
                 "raise the one or lower the other"
             )
+        if self.range_search and self.range_source != "images":
+            raise ConfigError(
+                f"range_search searches on images, and range_source is {self.range_source}; write "
+                "range_search: false, or range_source: images"
+            )
+        if self.range_search and not self.has_power:
+            raise ConfigError(
+                "range_search has no L_p error to search for: neither range_estimator nor "
+                "weight_estimator is mse; write range_search: false, or mse for one of them"
+            )
+
+    @property
+    def has_power(self) -> bool:
+        """Whether ``range_power`` changes any grid."""
+        weights = self.weights != "minmax" and self.weight_estimator == "mse"
+        return weights or self.range_estimator == "mse"
 
     @property
     def mixed(self) -> bool:

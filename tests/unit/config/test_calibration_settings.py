@@ -44,6 +44,13 @@ def test_of_a_pattern_that_comes_twice_the_last_place_counts():
         ("{widths: []}", "widths is []; write each of some bits once"),
         ("{widths: [2, 2]}", "widths is [2, 2]"),
         ("{widths: [2, 9]}", "calibration.widths[1] is 9; it must be at most 8"),
+        ("{range_search: true, range_source: generator}", "range_source is generator; write range"),
+        ("{range_search: true, range_estimator: ema}", "neither range_estimator nor weight_estim"),
+        # Weights of the extremes have no clip that could be searched.
+        (
+            "{range_search: true, range_estimator: minmax, weight_estimator: mse}",
+            "calibration.range_search has no L_p error to search for",
+        ),
     ],
 )
 def test_what_is_wrong_is_told(text, line):
@@ -66,6 +73,14 @@ def test_nothing_is_mixed_unless_it_is_asked_for():
     assert Calibration(average_bits=2.5).mixed
     # No width is recorded; this alone has another default than its baseline.
     assert recorded("calibration", Calibration()) == ["calibration.range_power=3.5"]
+
+
+def test_an_exponent_is_searched_where_some_clip_is():
+    searched = calibration(
+        "{range_search: true, range_estimator: minmax, weights: learned, weight_estimator: mse}"
+    )
+    assert searched.has_power
+    assert calibration("{range_search: true}").has_power
 
 
 def test_a_pattern_without_a_match_gets_the_nearest_name():

@@ -378,7 +378,7 @@ def another(field, kind):
 
 
 # Each excludes another one.
-ALONE = ("budget", "swing")
+ALONE = ("budget", "swing", "range_search")
 
 
 def changed(cls):
@@ -411,7 +411,11 @@ def test_flags_give_the_same_settings_again(cls):
     assert parsed(changed(cls)) == changed(cls)
 
 
-@pytest.mark.parametrize("settings", [Calibration(budget="1.5 MB"), Synthesis(swing=1)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [Calibration(budget="1.5 MB"), Synthesis(swing=1), Calibration(range_search=True)],
+    ids=str,
+)
 def test_what_excludes_another_setting_is_a_flag(settings):
     assert parsed(settings) == settings
 
