@@ -22,7 +22,7 @@ from synq.finetuning.rates import optimizer_for
 from synq.models.features import fitted_parts
 from synq.quantization.adaround import SoftRounding, exponent_at, softened
 from synq.quantization.convert import activation_quantizers, weight_quantizers
-from synq.quantization.sites import part_of_forward
+from synq.quantization.routes import part_of_forward
 from synq.runtime.process import autocast, generator_for
 from synq.runtime.progress import progress
 

@@ -36,7 +36,8 @@ from synq.quantization.layers import (
     QuantMultiheadAttention,
 )
 from synq.quantization.quantizers import FullPrecision, Quantizer, Recipe
-from synq.quantization.sites import CONTAINER, Calls, add_sites, evaluating, site_name
+from synq.quantization.routes import CONTAINER, add_sites
+from synq.quantization.sites import Calls, evaluating, site_name
 
 # By their exact type: a subclass may use its weight in another way.
 WEIGHTED: Mapping[type[nn.Module], Any] = {

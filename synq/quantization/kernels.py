@@ -12,7 +12,8 @@ from synq.quantization.affine import SMALLEST_RANGE, Grid, channel_ranges
 from synq.quantization.convert import weight_quantizers
 from synq.quantization.layers import QuantConv2d, QuantizedWeight, QuantLinear
 from synq.quantization.quantizers import Quantizer
-from synq.quantization.sites import CallSites, evaluating
+from synq.quantization.routes import CallSites
+from synq.quantization.sites import evaluating
 
 # Of a weight in INT8. With FULL two products with an 8-bit activation still fit into 16 bits, where
 # a processor without dot products adds them.

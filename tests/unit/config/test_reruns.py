@@ -38,6 +38,7 @@ EDITS = {
     "quantization/activations.py": {*QUANTIZED, "inspect"},
     "quantization/convert.py": {*QUANTIZED, "inspect"},
     "quantization/sites.py": {*QUANTIZED, "inspect"},
+    "quantization/routes.py": {*QUANTIZED, "inspect"},
     "quantization/student.py": QUANTIZED,
     "quantization/dataflow.py": {*QUANTIZED, "inspect"},
     "quantization/kernels.py": {"finetune", "export"},
