@@ -20,7 +20,7 @@ from synq.quantization.convert import weight_quantizers
 from synq.quantization.packed import pack
 from synq.quantization.quantizers import Recipe
 from synq.quantization.student import student_tensors
-from synq.reporting.changes import Changes, changed
+from synq.reporting.changes import Changes, changed, standard_error
 from synq.stages.evaluate import disagreement, diverged, work_on_an_image
 from synq.stages.inspect import shown, verdict
 
@@ -33,7 +33,8 @@ class Measured:
     """Top-1 in percent on ``images``: of real test images, or agreement on those without labels.
 
     ``on`` says which: test images, real images without labels, or held-out synthetic images.
-    ``changes`` counts the images on which the student names another class than the network.
+    ``changes`` counts the images on which the student names another class than the network,
+    ``trained`` those on which it names another one than the calibrated student.
     """
 
     real: bool
@@ -43,7 +44,23 @@ class Measured:
     calibrated: float
     student: float
     changes: Changes
+    trained: Changes
     warning: str
+
+
+def _gained_nothing(measured: Measured) -> str:
+    """How surely, and what to do."""
+    _, lost, gained = measured.trained
+    error = standard_error(lost, gained, measured.images)
+    if measured.calibrated - measured.student > 2 * error:
+        return (
+            "; finetune={'epochs': 0} gives the calibrated student, and method='untrained' may "
+            "give a better one"
+        )
+    return (
+        f" that {measured.images:,} {measured.on} could show: the difference is known to "
+        f"± {error:.2f} points (standard error)"
+    )
 
 
 @dataclass(frozen=True)
@@ -154,10 +171,7 @@ class Result:
                 'calibration={"scope": "inputs"} gives every layer codes to read'
             )
         if measured.student < measured.calibrated:
-            lines.append(
-                "remark: the training gained nothing; finetune={'epochs': 0} gives the "
-                "calibrated student, and method='untrained' may give a better one"
-            )
+            lines.append(f"remark: the training gained nothing{_gained_nothing(measured)}")
         if measured.warning:
             lines.append(f"warning: {measured.warning.replace('the teacher', 'the network')}")
         remarks = [*diverged(record)]

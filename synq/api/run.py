@@ -400,5 +400,6 @@ def _measured(
         calibrated=top1(counts[1]),
         student=top1(counts[2]),
         changes=compared(labels, found[0], found[2]),
+        trained=compared(labels, found[1], found[2]),
         warning=doubt(counts[0]) if on == TESTED else "",
     )

@@ -47,3 +47,12 @@ def standard_error(lost: float, gained: float, images: int) -> float:
     count = images + 2
     share = (lost + gained + 1) / count
     return 100 * math.sqrt((share - ((gained - lost) / count) ** 2) / count)
+
+
+def difference_error(one: Changes, other: Changes, images: int) -> float:
+    """Standard error at most, in points, of the difference of two students' top-1.
+
+    Each was compared with the same network alone. Where the one is right and the other is not, one
+    of the two differs from the network, so there are no more such images than these counts.
+    """
+    return standard_error(one.gained + other.lost, one.lost + other.gained, images)

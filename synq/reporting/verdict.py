@@ -16,9 +16,9 @@ from synq.reporting.changes import (
     measured_on,
     standard_error,
 )
+from synq.reporting.doubts import doubts, mean_changes, several, untrained
 
 KEYS = ("model", "bits", "method")
-NAMED = 3  # of a long list in one sentence
 
 JUDGEMENTS = {
     "within": "Accepted",
@@ -47,22 +47,9 @@ def verdicts(
     for run in runs:
         groups.setdefault(tuple(run[key] for key in KEYS), []).append(run)
     return [
-        _verdict(own, inspections.get(own[0]["model"]), points, real, _untrained(own, groups))
+        _verdict(own, inspections.get(own[0]["model"]), points, real, untrained(own, groups))
         for own in groups.values()
     ]
-
-
-def _untrained(
-    runs: Sequence[Mapping[str, Any]], groups: Mapping[Any, Sequence[Mapping[str, Any]]]
-) -> tuple[float, str]:
-    """The best top-1 of methods of the same network and width that train nothing, and its name."""
-    first = runs[0]
-    beside = [own for own in groups.values() if not own[0]["settings"]["finetune"]["epochs"]]
-    same = [own for own in beside if all(own[0][key] == first[key] for key in KEYS[:2])]
-    means = [
-        (statistics.fmean(r["selected"]["top1"] for r in own), own[0]["method"]) for own in same
-    ]
-    return max(means, default=(-math.inf, ""))
 
 
 def _verdict(
@@ -70,7 +57,7 @@ def _verdict(
     inspection: Mapping[str, Any] | None,
     points: float | None,
     real: Collection[str],
-    untrained: tuple[float, str],
+    beside: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     first = runs[0]
     full, count = first["teacher"]["top1"], first["test_images"]
@@ -79,9 +66,7 @@ def _verdict(
     # Agreement with the original is counted down from 100.
     lost = (100.0 if full is None else full) - mean
     deviation = statistics.stdev(reached) if len(runs) > 1 else None
-    changes = Changes(
-        *(statistics.fmean(run["selected"][key] for run in runs) for key in Changes._fields)
-    )
+    changes = mean_changes(runs, "selected")
     error = standard_error(changes.lost, changes.gained, count)
     of_mean = math.hypot(error, (deviation or 0) / math.sqrt(len(runs)))
     judgement = _judgement(lost, points, measured_on(first))
@@ -113,10 +98,9 @@ def _verdict(
         ),
         "ship": _ship(first, exports[0]),
     }
-    doubts = [*_doubts(runs, found, untrained), *_undecided(found, of_mean)]
     told = {
         **found,
-        "doubts": doubts,
+        "doubts": doubts(runs, found, beside, of_mean),
         "words": {
             "lost": _lost(found),
             "judged": _judged(found),
@@ -174,7 +158,7 @@ def _ship(run: Mapping[str, Any], export: Mapping[str, Any]) -> list[str]:
 def _lost(found: Mapping[str, Any]) -> str:
     count = found["test_images"]
     spread = "" if found["deviation"] is None else f" ± {found['deviation']:.2f}"
-    seeds = _several(len(found["seeds"]), "seed")
+    seeds = several(len(found["seeds"]), "seed")
     if found["full_precision"] is None:
         return (
             f"names another class than the original on {found['lost']:.2f}{spread} % of "
@@ -197,7 +181,7 @@ def _changed(found: Mapping[str, Any]) -> str | None:
 
 
 def _judged(found: Mapping[str, Any]) -> str:
-    tolerance = "" if found["points"] is None else _several(found["points"], "point")
+    tolerance = "" if found["points"] is None else several(found["points"], "point")
     bound = (
         " (where all other answers were right before)" if found["full_precision"] is None else ""
     )
@@ -278,7 +262,7 @@ def _shipped(found: Mapping[str, Any], *, whole: bool) -> str:
 
 
 def _unseen(run: Mapping[str, Any], count: int, real: bool) -> str:
-    made = _several(run["images"], "real image" if real else "synthetic image")
+    made = several(run["images"], "real image" if real else "synthetic image")
     training = run["settings"]["finetune"]["epochs"] > 0
     used = f"{'calibrated and trained' if training else 'calibrated'} on {made}"
     used += " that the user gave" if real else ", and no real one"
@@ -286,68 +270,6 @@ def _unseen(run: Mapping[str, Any], count: int, real: bool) -> str:
     if measured == HELD_OUT:
         return f"{used}; nothing was measured on real images"
     return f"{used}; the {count} {measured} were used to measure alone, and chose nothing"
-
-
-def _doubts(
-    runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any], untrained: tuple[float, str]
-) -> list[str]:
-    doubts = list(dict.fromkeys(filter(None, (run["remark"] for run in runs))))
-    if len(runs) == 1:
-        doubts.append("one seed: by how much another one differs is not known")
-    calibrated = statistics.fmean(run["calibrated"]["top1"] for run in runs)
-    if found["top1"] < calibrated:
-        doubts.append(
-            f"fine-tuning gained nothing: it is {found['top1']:.2f} % trained, and was "
-            f"{calibrated:.2f} % calibrated{_closer(runs, found)}; `finetune: {{epochs: 0}}` in "
-            "the method ships that"
-        )
-    best, method = untrained
-    if found["top1"] < best and runs[0]["settings"]["finetune"]["epochs"]:
-        doubts.append(
-            f"{method}, which trains nothing, has {best:.2f} %, and this {found['top1']:.2f} %"
-        )
-    left = (found["quantized"] or {}).get("left", [])
-    if left:
-        some = ", ".join(left[:NAMED]) + (", ..." if len(left) > NAMED else "")
-        doubts.append(f"{_several(len(left), 'layer')} in full precision: {some}")
-    exports = [run["export"] for run in runs if run.get("export")]
-    for runtime, key in {"ONNX Runtime": "", "OpenVINO": "openvino_"}.items():
-        for on, images in {"": "images of the training", "test_": "test images"}.items():
-            agreements = [export.get(f"{key}{on}agreement") for export in exports]
-            known = [agreement for agreement in agreements if agreement is not None]
-            if known and min(known) < 100:
-                doubts.append(
-                    f"{runtime} names another class than torch on {100 - min(known):.2f} % of "
-                    f"the {images} that were tried"
-                )
-    return doubts
-
-
-def _closer(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str:
-    """What speaks for a trained student that is less often right: answers nearer the original's."""
-    before = statistics.fmean(run["calibrated"]["other"] for run in runs)
-    if found["changes"]["other"] >= before:
-        return ""
-    shares = [100 * other / found["test_images"] for other in (found["changes"]["other"], before)]
-    return ", though it names another class than the original on {:.2f} %, not {:.2f}".format(
-        *shares
-    )
-
-
-def _undecided(found: Mapping[str, Any], error: float) -> list[str]:
-    """A doubt where the loss and what may be lost are closer than twice the standard error."""
-    if found["judgement"] not in ("within", "over"):
-        return []
-    if abs(found["lost"] - found["points"]) > 2 * error:
-        return []
-    return [
-        f"too close to decide: the loss is known to ± {error:.2f} points (standard error, of the "
-        "test images and the seeds), and is less than two of these from what is allowed"
-    ]
-
-
-def _several(count: float, what: str) -> str:
-    return f"{count:g} {what}{'' if count == 1 else 's'}"
 
 
 def title(verdict: Mapping[str, Any]) -> str:

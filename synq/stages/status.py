@@ -24,6 +24,8 @@ STATES = ("done", "running", "silent", "failed", "waiting")
 PROGRESS = re.compile(r": \d+/\d+, .* gone, .* left")
 # A bar that was begun and has not moved: a line every ten seconds is all that follows.
 BEGUN = re.compile(r"(.*: \d+/\d+), \?\S*, [\d:]+ gone, \? left")
+# What a command that was stopped by hand ends with (``synq.cli``); the next start goes on with it.
+INTERRUPTED = "synq: interrupted"
 FAILURES = re.compile(r"synq: error: |[\w.]*(Error|Exception|Interrupt)\b.*|Killed|Terminated")
 
 
@@ -109,7 +111,7 @@ def _look(results: Path, job: Job, started: float, *, again: bool) -> Found:
     if failure and not PROGRESS.search(line):
         # What a former snakemake ended with is tried again by this one.
         return Found(job, "failed" if written >= started else "waiting", line=failure)
-    if written < started:
+    if written < started or line == INTERRUPTED:
         return Found(job, "waiting")
     age = time.time() - written
     state = "running" if age < SILENT else "silent"

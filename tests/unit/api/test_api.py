@@ -25,6 +25,7 @@ from synq.data.datasets import folder
 from synq.errors import ModelError
 from synq.io.artifacts import read_checkpoint
 from synq.quantization.packed import unpack
+from synq.reporting.changes import Changes
 
 
 def states_equal(one, other):
@@ -230,14 +231,23 @@ def test_the_size_is_counted_where_no_packed_file_can_be_written(result, monkeyp
     assert replace(result).report().splitlines()[4].startswith(counted)
 
 
-def test_the_report_remarks_a_training_that_gained_nothing(result):
-    def remarks(student):
-        measured = replace(result.measured, calibrated=80.0, student=student)
+def test_the_report_remarks_a_training_that_gained_nothing_and_how_surely(result):
+    def remarks(student, lost):
+        trained = Changes(other=lost, lost=lost, gained=0)
+        measured = replace(
+            result.measured, calibrated=80.0, student=student, images=1000, trained=trained
+        )
         lines = replace(result, measured=measured).report().splitlines()
         return [line for line in lines if line.startswith("remark: the training gained nothing")]
 
-    assert remarks(80.0) == []
-    assert len(remarks(79.9)) == 1
+    assert remarks(80.0, 0) == []
+    (sure,) = remarks(78.0, 20)
+    assert "finetune={'epochs': 0} gives the calibrated student" in sure
+    # One image, which is as likely as not another one with other images.
+    (unsure,) = remarks(79.9, 1)
+    assert "gained nothing that 1,000 held-out synthetic images could show" in unsure
+    assert "known to ± 0.14 points" in unsure
+    assert "epochs" not in unsure
 
 
 @pytest.mark.parametrize(("restarts", "share"), [(1, "a tenth"), (2, "a hundredth")])

@@ -95,6 +95,11 @@ def test_a_traceback_s_end_is_a_failure(results, capsys, line):
     assert f"seed0: {line}" in told(capsys, results, 1)
 
 
+def test_a_job_that_was_interrupted_waits_for_the_next_start(results, capsys):
+    write(results / job(0).log, f"{PROGRESS}\nsynq: interrupted\n")
+    assert "4 jobs, 0 done, 4 waiting" in told(capsys, results)
+
+
 def test_a_line_of_progress_after_an_error_is_a_job_that_goes_on(results, capsys):
     write(results / job(0).log, f"ConnectionError: tried again\n{PROGRESS}\n")
     assert "1 running" in told(capsys, results)
