@@ -1,4 +1,4 @@
-"""Logits from what a network returns: out of several outputs, and without a softmax at the end.
+"""Logits from what a network returns: out of several outputs, without a softmax or sigmoid behind.
 
 Both are settled when a network is built, leave the keys of its state dict as they are, and are told
 by ``told``.
@@ -14,6 +14,7 @@ from synq.errors import ModelError
 
 # How far from 1 the probabilities of an image may sum up to, by rounding alone.
 TOLERANCE = 1e-3
+SQUASHING = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
 
 
 class Choice:
@@ -27,7 +28,7 @@ class Choice:
 
 
 class Removed(nn.Identity):
-    """What stands in the place of a softmax that was taken off."""
+    """What stands in the place of a softmax or sigmoid that was taken off."""
 
     text = ""
 
@@ -36,9 +37,9 @@ def settle(model: nn.Module, images: Tensor, classes: int, name: str) -> Any:
     """Make the model give logits, where it does not yet; what it gives for ``images`` then.
 
     Of a tuple or a mapping it gives the entry ``logits``, or the first of ``[N, classes]``, an
-    auxiliary one last. An ``nn.Softmax`` or ``nn.LogSoftmax`` that is called last becomes an
-    identity; ModelError where the outputs are probabilities in any other way. A result that is
-    still no tensor is for the caller to refuse.
+    auxiliary one last. An ``nn.Softmax``, ``nn.LogSoftmax`` or ``nn.Sigmoid`` that is called last
+    becomes an identity; ModelError where the outputs are probabilities in any other way. A result
+    that is still no tensor is for the caller to refuse.
     """
     output = model(images)
     if not isinstance(output, Tensor):
@@ -47,18 +48,18 @@ def settle(model: nn.Module, images: Tensor, classes: int, name: str) -> Any:
             return output
         model.register_forward_hook(chosen)
         output = model(images)
-    if not _probabilities(output):
+    if not (_probabilities(output) or _by_sigmoid(model, images)):
         return output
-    place = _softmax(model, images)
+    place = _squashing(model, images)
     if place:
         removed = Removed()
         removed.text = f"without {place}, a {type(model.get_submodule(place)).__name__}"
         model.set_submodule(place, removed)
         output = model(images)
-    if _probabilities(output):
+    if _probabilities(output) or _by_sigmoid(model, images):
         raise ModelError(
             f"{name} gives probabilities, or their logarithms, and logits are needed: "
-            "let its forward end before the softmax"
+            "let its forward end before the softmax or sigmoid"
         )
     return output
 
@@ -126,12 +127,27 @@ def _probabilities(output: Any) -> bool:
     return False
 
 
-def _softmax(model: nn.Module, images: Tensor) -> str:
-    """Name of the softmax module whose output is the network's, if it is called once."""
+def _by_sigmoid(model: nn.Module, images: Tensor) -> bool:
+    """Whether a sigmoid is the last thing that the network computes, by what its gradient is of.
+
+    Its values alone do not tell: the logits of a network may all lie between 0 and 1.
+    """
+    with torch.enable_grad():
+        try:
+            # Of a copy, which a network may write into.
+            output = model(images.clone().requires_grad_().clone())
+        except Exception:  # a network's own code raises whatever it likes
+            return False
+    node = getattr(output, "grad_fn", None)
+    return node is not None and str(node.name()).startswith("SigmoidBackward")
+
+
+def _squashing(model: nn.Module, images: Tensor) -> str:
+    """Name of the module of ``SQUASHING`` whose output is the network's, if it is called once."""
     outputs: dict[str, list[Tensor]] = {}
     handles = []
     for name, module in model.named_modules():
-        if name and type(module) in (nn.Softmax, nn.LogSoftmax):
+        if name and type(module) in SQUASHING:
             calls = outputs.setdefault(name, [])
             keep = _keeper(calls)
             handles.append(module.register_forward_hook(keep))

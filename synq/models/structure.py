@@ -112,7 +112,7 @@ def plain(model: nn.Module) -> nn.Module:
 
     Their type alone tells what they are: layers of a subclass that is ``nn.Linear`` or
     ``nn.BatchNorm2d`` (timm's own, SyncBatchNorm), activations and gates that somebody wrote out
-    (``x * relu6(x + 3) / 6``).
+    (``x * relu6(x + 3) / 6``), and ``nn.RReLU``, which is a leaky ReLU in evaluation.
     """
     _name_activations(model)
     for module in model.modules():
@@ -141,6 +141,8 @@ def _name_activations(model: nn.Module) -> None:
 
 def _computed(module: nn.Module) -> nn.Module | None:
     """The one of ``WRITTEN`` that a module computes that holds no values; else nothing."""
+    if type(module) is nn.RReLU:  # in evaluation
+        return nn.LeakyReLU((module.lower + module.upper) / 2)
     foreign = not type(module).__module__.startswith(("torch.", "pytorchcv."))
     held = [*module.parameters(), *module.buffers(), *module._forward_hooks]
     if not foreign or held or module._forward_pre_hooks:

@@ -86,9 +86,9 @@ def test_a_network_of_logits_is_left_alone():
     assert not model._forward_hooks
 
 
-@pytest.mark.parametrize("last", [nn.Softmax(1), nn.Softmax(-1), nn.LogSoftmax(1)])
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.Softmax(-1), nn.LogSoftmax(1), nn.Sigmoid()])
 @pytest.mark.parametrize("wrap", [lambda logits, _: logits, lambda logits, _: (logits, None)])
-def test_a_softmax_module_at_the_end_is_taken_off_and_told(last, wrap):
+def test_a_softmax_or_sigmoid_module_at_the_end_is_taken_off_and_told(last, wrap):
     model = built(lambda: Net(wrap, last))
     assert told(model)[-1] == f"without last, a {type(last).__name__}"
     assert model.state_dict().keys() == Net().state_dict().keys()
@@ -103,6 +103,8 @@ def test_a_softmax_module_at_the_end_is_taken_off_and_told(last, wrap):
         lambda logits, _: logits.softmax(1),
         lambda logits, _: logits.log_softmax(1),
         lambda logits, _: (logits.softmax(1),),
+        lambda logits, _: logits.sigmoid(),
+        lambda logits, _: {"logits": torch.sigmoid(logits)},
     ],
 )
 def test_probabilities_by_a_function_are_refused_in_one_line(wrap):
@@ -110,8 +112,17 @@ def test_probabilities_by_a_function_are_refused_in_one_line(wrap):
         built(lambda: Net(wrap))
     assert str(caught.value) == (
         "net gives probabilities, or their logarithms, and logits are needed: "
-        "let its forward end before the softmax"
+        "let its forward end before the softmax or sigmoid"
     )
+
+
+def test_logits_between_0_and_1_are_logits():
+    model = built(lambda: Net(lambda logits, _: 0.4 + 0.01 * logits.tanh()))
+    assert told(model) == []
+
+
+def test_a_network_without_a_gradient_is_left_alone():
+    assert told(built(lambda: Net(lambda logits, _: logits.detach()))) == []
 
 
 def test_a_softmax_that_is_not_the_end_stays():

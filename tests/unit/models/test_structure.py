@@ -128,6 +128,7 @@ class Counting(nn.Module):
         (Gate, nn.Hardsigmoid),
         (Gated, nn.Hardswish),
         (lambda: Gated(nn.Sigmoid()), nn.SiLU),
+        (nn.RReLU, nn.LeakyReLU),
         *((kind, kind) for kind in (Tilted, Quick, Counting, nn.ReLU6, nn.Dropout)),
     ],
 )
