@@ -33,6 +33,7 @@ KINDS = {
     "inspection": Kind(2, "inspect"),
     "sensitivity": Kind(1, "sensitivity"),
     "shard": Kind(2, "synthesize, borrow or collect"),
+    "batch": Kind(1, "synthesize"),
     "student": Kind(2, "finetune"),
     "students": Kind(1, "finetune"),
     "state": Kind(2, "finetune"),

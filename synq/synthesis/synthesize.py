@@ -5,6 +5,7 @@ statistics.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from synq.synthesis.canvas import canvas_of, descend
 from synq.synthesis.conditional import conditional_images
 from synq.synthesis.losses import Statistics
 from synq.synthesis.prior import prior_of
+from synq.synthesis.resume import Batches
 from synq.synthesis.swing import swinging
 
 
@@ -30,13 +32,16 @@ def synthesize(
     generator: torch.Generator,
     centres: Statistics | None = None,
     ends: tuple[Tensor, Tensor] | None = None,
+    kept: Batches | None = None,
 ) -> Synthesized:
     """One image for each label ``[N]``, a batch of them optimised together (paper, section 4.1).
 
     Batches are of nearly equal size. ``teacher`` is frozen; ``generator`` lives on the CPU.
     ``centres`` are the statistics of the calibration centres, needed where ``deep_weight`` is
     positive. ``ends`` are black and white as the teacher takes them, ``[C, 1, 1]``, which
-    ``clamp`` needs. Raises DivergenceError when the loss is not finite, ModelError where the
+    ``clamp`` needs. ``kept`` has the batches that were made before, and gets each further one; what
+    a generator of ``parameters: conditional`` makes, it makes all at once, and nothing is kept.
+    Raises DivergenceError when the loss is not finite, ModelError where the
     teacher has not what ``prior`` reads.
     """
     device = next(teacher.parameters()).device
@@ -55,6 +60,12 @@ def synthesize(
         return loss
 
     parts = labels.tensor_split(-(-len(labels) // settings.batch_size))
+    if settings.parameters == "conditional" or len(parts) == 1:
+        kept = None
+    done = kept.resume(generator) if kept else []
+    if done:
+        print(f"going on after {len(done)} of {len(parts)} batches", flush=True)
+    rest = parts[len(done) :]
     made: Iterable[Tensor]
     shown: Iterable[Tensor]
     if settings.parameters == "conditional":
@@ -63,7 +74,7 @@ def synthesize(
         count = settings.iterations
         made = (
             optimise(loss_of, part, image_shape, settings, count, generator, device, place)
-            for part, place in zip(parts, places(len(parts)), strict=True)
+            for part, place in zip(rest, islice(places(len(parts)), len(done), None), strict=True)
         )
     if settings.clamp:
         assert ends is not None
@@ -71,9 +82,11 @@ def synthesize(
         shown = (filtered(images).clamp(black, white) for images in made)
     else:
         shown = map(filtered, made)
-    return together(
-        [judged(teacher, images, part) for images, part in zip(shown, parts, strict=True)]
-    )
+    for images, part in zip(shown, rest, strict=True):
+        done.append(judged(teacher, images, part))
+        if kept:
+            kept.save(len(done) - 1, done[-1], generator)
+    return together(done)
 
 
 def optimise(

@@ -105,6 +105,44 @@ def test_a_synthesis_killed_in_mid_write_leaves_no_shard_and_is_made_again(
     assert workflow.bytes(SHARD) == whole
 
 
+def test_a_synthesis_killed_between_batches_goes_on_after_the_last_one(
+    workflow: Workflow, tmp_path: Path
+) -> None:
+    small = ["--config", 'models={"digits-resnet20":{"synthesis":{"batch_size":5}}}']
+    (workflow.root / SHARD).unlink()
+    ran = workflow.run(*small, "--", SHARD)
+    assert ran.returncode == 0, ran.stdout
+    whole = workflow.bytes(SHARD)
+    (workflow.root / SHARD).unlink()
+    # Killed with the bytes of the second batch in a temporary file.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "replace = os.replace\n"
+        "def second(source, place):\n"
+        "    if str(place).endswith('batch-0001.safetensors'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    replace(source, place)\n"
+        "if 'synthesize' in sys.orig_argv:\n"
+        "    os.replace = second\n"
+    )
+    ran = workflow.run(*small, "--", SHARD, PYTHONPATH=str(tmp_path))
+    assert ran.returncode == 1
+    work = (workflow.root / SHARD).with_suffix(".work")
+    assert (work / "batch-0000.safetensors").is_file()
+    assert not (workflow.root / SHARD).exists()
+    ran = workflow.run(*small, "--", SHARD)
+    assert ran.returncode == 0, ran.stdout
+    log = (
+        workflow.root
+        / RESULTS
+        / "logs/synthesize"
+        / Path(SHARD).relative_to(f"{RESULTS}/synthetic")
+    )
+    assert "going on after 1 of 4 batches" in log.with_suffix(".log").read_text("utf-8")
+    assert workflow.bytes(SHARD) == whole
+    assert not work.exists()
+
+
 # A synthesis that waits until it may go on, so that something can be done to what started it.
 HELD = """
 import os, pathlib, sys, time

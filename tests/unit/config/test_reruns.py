@@ -51,6 +51,7 @@ EDITS = {
     "data/names.py": {"collect", "evaluate_teacher", "evaluate", "export"},
     "synthesis/synthesize.py": {"synthesize"},
     "synthesis/centres.py": {"synthesize"},
+    "synthesis/resume.py": {"synthesize"},
     "synthesis/patches.py": {"synthesize", "inspect"},
     "synthesis/losses.py": {"synthesize", "finetune"},  # the generator of GDFQ has them too
     "synthesis/gdfq.py": {"finetune"},
@@ -69,6 +70,7 @@ EDITS = {
     "reporting/accuracy.py": {"evaluate_teacher", "evaluate"},
     "reporting/tables.py": {"tables"},
     "reporting/verdict.py": {"tables", "page"},
+    "reporting/doubts.py": {"tables", "page"},
     "reporting/figures.py": {"page"},
     "reporting/layers.py": {"page"},
     "reporting/figures.mplstyle": {"page"},
