@@ -48,7 +48,7 @@ def settle(model: nn.Module, images: Tensor, classes: int, name: str) -> Any:
             return output
         model.register_forward_hook(chosen)
         output = model(images)
-    if not (_probabilities(output) or _by_sigmoid(model, images)):
+    if not (_probabilities(output) or _by_sigmoid(output, model, images)):
         return output
     place = _squashing(model, images)
     if place:
@@ -56,7 +56,7 @@ def settle(model: nn.Module, images: Tensor, classes: int, name: str) -> Any:
         removed.text = f"without {place}, a {type(model.get_submodule(place)).__name__}"
         model.set_submodule(place, removed)
         output = model(images)
-    if _probabilities(output) or _by_sigmoid(model, images):
+    if _probabilities(output) or _by_sigmoid(output, model, images):
         raise ModelError(
             f"{name} gives probabilities, or their logarithms, and logits are needed: "
             "let its forward end before the softmax or sigmoid"
@@ -127,18 +127,21 @@ def _probabilities(output: Any) -> bool:
     return False
 
 
-def _by_sigmoid(model: nn.Module, images: Tensor) -> bool:
+def _by_sigmoid(output: Any, model: nn.Module, images: Tensor) -> bool:
     """Whether a sigmoid is the last thing that the network computes, by what its gradient is of.
 
-    Its values alone do not tell: the logits of a network may all lie between 0 and 1.
+    The values alone do not tell: the logits of a network may all lie between 0 and 1. Where they do
+    not, there is no need of another forward.
     """
+    if not isinstance(output, Tensor) or not bool(((output >= 0) & (output <= 1)).all()):
+        return False
     with torch.enable_grad():
         try:
             # Of a copy, which a network may write into.
-            output = model(images.clone().requires_grad_().clone())
+            again = model(images.clone().requires_grad_().clone())
         except Exception:  # a network's own code raises whatever it likes
             return False
-    node = getattr(output, "grad_fn", None)
+    node = getattr(again, "grad_fn", None)
     return node is not None and str(node.name()).startswith("SigmoidBackward")
 
 
