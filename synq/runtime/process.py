@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import h5py
 import numpy
@@ -42,6 +43,27 @@ def resolve_device(name: str) -> torch.device:
 
 def prepare(device: str, threads: int) -> torch.device:
     """Set the process up: threads (0: torch's choice) and repeatable kernels; give the device."""
+    _without_compiler()
+    return _prepare(device, threads)
+
+
+def _without_compiler() -> None:
+    """Let the optimizers do without torch's compiler, which nothing here compiles them with.
+
+    Their first calls load it, only to keep it out of them, and that takes as long as torch itself:
+    half of a job of seconds. Of a torch that does so in another way nothing is changed.
+    """
+    for function in vars(torch.optim.Optimizer).values():
+        plain = getattr(function, "__wrapped__", None)
+        if plain is not None:
+            vars(plain).setdefault("__dynamo_disable", plain)
+    for kind in (torch.optim.Adam, torch.optim.SGD):
+        step: Any = kind.step
+        if step.__code__.co_name == "_use_grad":
+            kind.step = torch.no_grad()(step.__wrapped__)  # type: ignore[method-assign]
+
+
+def _prepare(device: str, threads: int) -> torch.device:
     if threads:
         torch.set_num_threads(threads)
     # cuBLAS is repeatable with this workspace alone; it must be set before CUDA starts.
@@ -57,7 +79,7 @@ def prepared(device: str, threads: int) -> Iterator[torch.device]:
     cudnn = torch.backends.cudnn
     before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic
     try:
-        yield prepare(device, threads)
+        yield _prepare(device, threads)
     finally:
         if threads:
             torch.set_num_threads(before[0])

@@ -32,13 +32,22 @@ NO_PLAN = ("--report", "--workflow-profile")
 
 
 def dry():
-    """Each ``snakemake`` command of all documents once, with the overlays that its block writes."""
+    """The ``snakemake`` commands of all documents, with the overlays that their blocks write.
+
+    Those that differ in the files alone that they ask for are one, which asks for all of them.
+    """
     found = {}
     for block in documents.everywhere():
+        overlays = documents.written(block.commands)
         for command in block.commands:
             if command.startswith("snakemake") and not any(word in command for word in NO_PLAN):
-                found[command] = documents.written(block.commands)
-    return list(found.items())
+                settings, _, targets = command.partition(" -- ")
+                key = settings, bool(targets), *sorted(overlays.items())
+                found.setdefault(key, (overlays, []))[1].append(targets)
+    return [
+        (f"{settings} -- {' '.join(targets)}" if asked else settings, overlays)
+        for (settings, asked, *_), (overlays, targets) in found.items()
+    ]
 
 
 def block(page, word):

@@ -26,11 +26,12 @@ FACTORIES = f"""
 from vision import torchvision_models
 
 def mobilenet():
-    return torchvision_models().mobilenet_v3_small(num_classes={CLASSES})
+    return torchvision_models().mobilenet_v3_small(num_classes={CLASSES}, width_mult=0.25)
 
 def convnext():
     import timm
-    return timm.create_model("convnext_atto", num_classes={CLASSES})
+    small = {{"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}}
+    return timm.create_model("convnext_atto", num_classes={CLASSES}, **small)
 """
 NETWORKS = ("mobilenet", "convnext")
 # It takes other images than its relative does. An ONNX file takes three times what any other stage

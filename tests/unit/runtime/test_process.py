@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -49,3 +52,41 @@ def test_bfloat16_where_there_are_kernels_for_it_else_float32_said_once(there, m
         assert computed == (torch.bfloat16 if there else torch.float32)
     has_bfloat16.cache_clear()
     assert capfd.readouterr().err.count("precision: float32") == (not there)
+
+
+STEPS = """
+import sys
+
+import torch
+from synq.runtime.process import prepare
+
+print(torch.optim.Adam.step.__code__.co_name == "_use_grad")
+if sys.argv[1] == "prepared":
+    prepare("cpu", 1)
+for kind, more in ((torch.optim.SGD, {"momentum": 0.9, "nesterov": True}), (torch.optim.AdamW, {})):
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
+    optimizer = kind([weight], lr=0.1, weight_decay=0.01, **more)
+    stepped = []
+    optimizer.register_step_post_hook(lambda *_: stepped.append(1))
+    for _ in range(3):
+        optimizer.zero_grad()
+        weight.exp().sum().backward()
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert weight.requires_grad and weight.grad_fn is None and len(stepped) == 3
+    print(weight.tolist())
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_the_optimizers_of_a_job_step_the_same_and_load_no_compiler():
+    printed = {}
+    for how in ("plain", "prepared"):
+        words = [sys.executable, "-c", STEPS, how]
+        printed[how] = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    known, *plain, loads = printed["plain"].splitlines()
+    _, *own, still = printed["prepared"].splitlines()
+    assert len(plain) == 2
+    assert plain == own
+    if known == "True":  # another torch may load it in another way
+        assert (loads, still) == ("True", "False")
