@@ -51,6 +51,14 @@ class Finetune:
     weight_decay: float = setting(
         1e-4, "of all parameters but learned scales: an L2 penalty, with adam AdamW's", minimum=0
     )
+    gradient_scaling: float = setting(
+        0.0,
+        "of a weight's gradient, where weights are learned: it is larger by this share of how far "
+        "the weight is from its code, where it leads there, and smaller where it leads away "
+        "(EWGS); 0: off",
+        minimum=0,
+        maximum=1,
+    )
     average: float = setting(
         0.0,
         "share that an average of all parameters keeps at each step, as in 0.999; each epoch then "

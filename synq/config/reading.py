@@ -186,14 +186,20 @@ def _check_target(whole: Plan, model: str, method: str) -> None:
 
 
 def _check_rounding(whole: Plan, model: str, method: str) -> None:
-    """Which way weights are rounded is learned on steps that stay, or are learned too."""
-    rounding = whole.settings("finetune", model, method=method).reconstruct == "rounding"
+    """What is for learned steps is asked for with these alone."""
+    finetune = whole.settings("finetune", model, method=method)
     kind = whole.settings("calibration", model, method=method).weights
-    if rounding and kind != "learned":
-        raise ConfigError(
-            f"method {method} has finetune.reconstruct: rounding, and calibration.weights: {kind}; "
-            "write calibration.weights: learned, or finetune.reconstruct: weights"
-        )
+    if kind == "learned":
+        return
+    for asked, name, other in (
+        (finetune.reconstruct == "rounding", "reconstruct: rounding", "reconstruct: weights"),
+        (finetune.gradient_scaling > 0, "gradient_scaling above 0", "gradient_scaling: 0"),
+    ):
+        if asked:
+            raise ConfigError(
+                f"method {method} has finetune.{name}, and calibration.weights: {kind}; "
+                f"write calibration.weights: learned, or finetune.{other}"
+            )
 
 
 def _check_held_out(whole: Plan, model: str, method: str, *, tested: bool) -> None:

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from synq.config.finetune import Finetune
-from synq.errors import DivergenceError
+from synq.errors import ConfigError, DivergenceError
 from synq.finetuning import losses
 from synq.finetuning.average import ENTRIES, Average
 from synq.finetuning.batches import Images
 from synq.finetuning.objective import Objective
 from synq.finetuning.rates import optimizer_for
+from synq.quantization.convert import weight_quantizers
 from synq.quantization.kernels import settle_biases
+from synq.quantization.quantizers import LearnedStep
 from synq.runtime.process import autocast, generator_for
 from synq.runtime.progress import progress
 from synq.runtime.team import ALONE, Team
@@ -146,6 +148,7 @@ def finetune(
     DivergenceError. A run that is resumed takes that student's tensors from ``calibrated``.
     """
     student.eval().requires_grad_(True)
+    _scale_gradients(student, settings.gradient_scaling)
     if not state.history:
         settle_biases(student, images.shape)
         loss = held_out_loss(teacher, student, images, settings, team)
@@ -167,6 +170,19 @@ def finetune(
         student.load_state_dict(calibrated())
         state = Progress(history=({**state.history[0], "restarts": state.restarts + 1},))
         yield state
+
+
+def _scale_gradients(student: nn.Module, share: float) -> None:
+    """Let the gradient of every learned grid's weights have that ``scaling``."""
+    grids = [layer.weight_quantizer for layer in weight_quantizers(student).values()]
+    learned = [grid for grid in grids if isinstance(grid, LearnedStep)]
+    if share and not learned:
+        raise ConfigError(
+            "finetune.gradient_scaling is for learned steps; write calibration.weights: learned, "
+            "or finetune.gradient_scaling: 0"
+        )
+    for grid in learned:
+        grid.scaling = share
 
 
 def _epochs(

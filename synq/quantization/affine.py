@@ -121,17 +121,18 @@ class _Learned(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, log_scale: Tensor, zero_point: Tensor, bits: int
+        ctx: Any, values: Tensor, log_scale: Tensor, zero_point: Tensor, bits: int, scaling: float
     ) -> Tensor:
         scale = log_scale.exp()
         places = (values.float() / scale).add_(zero_point)
         ctx.save_for_backward(places, scale, zero_point)
+        ctx.scaling = scaling
         ctx.ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         codes = places.round().clamp_(*ctx.ends)
         return codes.sub_(zero_point).mul_(scale).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         places, scale, zero_point = ctx.saved_tensors
         gradient = gradients[0]
         inside = (places >= ctx.ends[0]) & (places <= ctx.ends[1])
@@ -139,15 +140,23 @@ class _Learned(torch.autograd.Function):
         slope = torch.where(inside, places, zero_point).neg_()
         slope.add_(places.round().clamp_(*ctx.ends)).mul_(gradient)
         of_scale = slope.sum_to_size(scale.shape) * scale
-        return gradient * inside, of_scale, None, None
+        passed = gradient * inside
+        if ctx.scaling:
+            passed *= 1 + ctx.scaling * gradient.sign() * (places - places.round())
+        return passed, of_scale, None, None, None
 
 
-def learned_quantize(values: Tensor, log_scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+def learned_quantize(
+    values: Tensor, log_scale: Tensor, zero_point: Tensor, bits: int, scaling: float = 0.0
+) -> Tensor:
     """``values`` rounded to the grid of a learned scale, same shape (LSQ, Esser et al., ICLR 2020).
 
     d v_hat / d scale = round(v / scale) - v / scale inside the grid, and the code (counted from the
     zero point) outside. The gradient to the values is 1 inside and 0 outside: a clipped value can
     do nothing about its error. The scale is a logarithm, so that it stays positive and a step
     changes it by a share of itself.
+
+    With ``scaling`` d the gradient g to a value inside is g (1 + d sign(g) (v - v_hat) / scale):
+    larger where the step that it asks for leads to the code's middle (EWGS, Lee et al., CVPR 2021).
     """
-    return _Learned.apply(values, log_scale, zero_point, bits)
+    return _Learned.apply(values, log_scale, zero_point, bits, scaling)

@@ -109,10 +109,11 @@ class LearnedStep(Quantizer):
     """A scale that is trained with the weights, from where calibration sets it (LSQ).
 
     The zero point, a buffer, stays what calibration made it: a whole number that an integer runtime
-    takes. See ``synq.quantization.affine.learned_quantize``.
+    takes. See ``synq.quantization.affine.learned_quantize``, which has ``scaling`` of a training.
     """
 
     zero_point: Tensor
+    scaling = 0.0
 
     def __init__(self, bits: int, axes: tuple[int, ...] = ()) -> None:
         super().__init__(bits, axes)
@@ -139,7 +140,7 @@ class LearnedStep(Quantizer):
         self.zero_point.copy_(grid.zero_point)
 
     def rounded(self, values: Tensor) -> Tensor:
-        return learned_quantize(values, self.log_scale, self.zero_point, self.bits)
+        return learned_quantize(values, self.log_scale, self.zero_point, self.bits, self.scaling)
 
 
 class Open(Quantizer):

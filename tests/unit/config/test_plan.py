@@ -599,6 +599,15 @@ def test_a_rounding_that_is_learned_needs_learned_steps(config):
     plan(config)
 
 
+def test_gradients_that_are_scaled_need_learned_steps(config):
+    config["methods"]["ours"]["finetune"] = {"gradient_scaling": 0.2}
+    text = message(config)
+    assert text.startswith("method ours has finetune.gradient_scaling above 0, and ")
+    assert "write calibration.weights: learned, or finetune.gradient_scaling: 0" in text
+    config["methods"]["ours"]["calibration"] = {"weights": "learned"}
+    plan(config)
+
+
 @pytest.fixture
 def related(config):
     """A second model that borrows the images of the first, which the grid has not."""

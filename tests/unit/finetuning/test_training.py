@@ -19,7 +19,7 @@ from synq.finetuning.rates import optimizer_for
 from synq.finetuning.training import Epochs, Progress, finetune
 from synq.models.features import feature_blocks
 from synq.quantization.calibration import calibrate
-from synq.quantization.convert import quantize
+from synq.quantization.convert import quantize, weight_quantizers
 from synq.quantization.quantizers import Recipe
 from synq.runtime import process
 from synq.runtime.process import generator_for
@@ -325,6 +325,24 @@ def test_learned_scales_are_trained_at_their_own_rate_and_without_decay():
     network = learned()
     groups = optimizer_for(network, replace(ADAM, weight_decay=0.3), network).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+
+
+def test_gradients_of_weights_are_scaled_where_that_is_asked_for():
+    settings = replace(ADAM, epochs=1)
+    scaled = replace(settings, gradient_scaling=0.5)
+    networks = {}
+    for name, own in (("plain", settings), ("scaled", scaled), ("again", scaled)):
+        _, networks[name] = fine_tuned(own, network=learned())
+    states = {name: network.state_dict() for name, network in networks.items()}
+    assert states["plain"].keys() == states["scaled"].keys()
+    assert all(torch.equal(states["again"][key], value) for key, value in states["scaled"].items())
+    assert any(not torch.equal(states["plain"][key], v) for key, v in states["scaled"].items())
+    # The student of a training without it that follows has none.
+    _, after = fine_tuned(settings, network=networks["scaled"])
+    grids = [layer.weight_quantizer for layer in weight_quantizers(after).values()]
+    assert [grid.scaling for grid in grids] == [0.0] * len(grids)
+    with pytest.raises(ConfigError, match=r"gradient_scaling.*weights: learned"):
+        fine_tuned(scaled)
 
 
 def test_a_cosine_ends_at_nothing():

@@ -66,6 +66,18 @@ def test_the_gradient_of_a_learned_step_is_lsqs():
     assert float(log_scale.grad) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_a_scaled_gradient_is_larger_where_it_leads_to_the_code():
+    values = torch.tensor([-1.0, 0.1, 0.4, 0.9, 5.0], requires_grad=True)
+    log_scale = torch.tensor(0.5).log().requires_grad_()
+    rounded = learned_quantize(values, log_scale, torch.tensor(-2.0), 2, 0.5)
+    assert rounded.tolist() == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.5])
+    # A descent moves the second and third down, the fourth up.
+    (rounded * torch.tensor([1.0, 2.0, 3.0, -4.0, 5.0])).sum().backward()
+    # They are 0.2 steps above their code, 0.2 below and 0.2 below it.
+    wanted = [0.0, 2 * 1.1, 3 * 0.9, -4 * 1.1, 0.0]
+    assert values.grad.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
 def test_a_learned_grid_has_a_scale_per_output_channel():
     model = quantize(network(), Recipe(3, 3, **LEARNED))
     assert model[0].weight_quantizer.log_scale.shape == (8, 1, 1, 1)
