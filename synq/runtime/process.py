@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import h5py
@@ -55,11 +56,12 @@ def _without_compiler() -> None:
     """
     for function in vars(torch.optim.Optimizer).values():
         plain = getattr(function, "__wrapped__", None)
-        if plain is not None:
+        if isinstance(plain, FunctionType):
             vars(plain).setdefault("__dynamo_disable", plain)
     for kind in (torch.optim.Adam, torch.optim.SGD):
         step: Any = kind.step
-        if step.__code__.co_name == "_use_grad":
+        code = getattr(step, "__code__", None)
+        if code is not None and code.co_name == "_use_grad":
             kind.step = torch.no_grad()(step.__wrapped__)  # type: ignore[method-assign]
 
 
