@@ -168,7 +168,7 @@ def _check_layers(whole: Plan, held: Collection[str]) -> None:
                     f"method {method} trains on real images, but models.{model}.real names none; "
                     "write real: {dataset: folder, path: ...} there"
                 )
-            _check_rounding(whole, model, method)
+            _check_learned(whole, model, method)
             _check_held_out(whole, model, method, tested="test" in held)
             _check_target(whole, model, method)
 
@@ -185,7 +185,7 @@ def _check_target(whole: Plan, model: str, method: str) -> None:
             )
 
 
-def _check_rounding(whole: Plan, model: str, method: str) -> None:
+def _check_learned(whole: Plan, model: str, method: str) -> None:
     """What is for learned steps is asked for with these alone."""
     finetune = whole.settings("finetune", model, method=method)
     kind = whole.settings("calibration", model, method=method).weights

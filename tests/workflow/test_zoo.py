@@ -26,12 +26,11 @@ FACTORIES = f"""
 from vision import torchvision_models
 
 def mobilenet():
-    return torchvision_models().mobilenet_v3_small(num_classes={CLASSES}, width_mult=0.25)
+    return torchvision_models().mobilenet_v3_small(num_classes={CLASSES})
 
 def convnext():
     import timm
-    small = {{"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}}
-    return timm.create_model("convnext_atto", num_classes={CLASSES}, **small)
+    return timm.create_model("convnext_atto", num_classes={CLASSES})
 """
 NETWORKS = ("mobilenet", "convnext")
 # It takes other images than its relative does. An ONNX file takes three times what any other stage
