@@ -52,7 +52,7 @@ def _without_compiler() -> None:
     """Let the optimizers do without torch's compiler, which nothing here compiles them with.
 
     Their first calls load it, only to keep it out of them, and that takes as long as torch itself,
-    a third to a half of a job of seconds. Of a torch that does so in another way nothing is changed.
+    a third to a half of a job of seconds. A torch that does so in another way stays as it is.
     """
     for function in vars(torch.optim.Optimizer).values():
         plain = getattr(function, "__wrapped__", None)
